@@ -1,0 +1,26 @@
+"""Packaging of thumbnet_tf; `pip install -e .` or with an extra, `pip install -e '.[test]'`."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="thumbnet_tf",
+    version="0.1.0",
+    description="ThumbNet for Keras 3 and TensorFlow: a classifier that infers on one thumbnail",
+    packages=find_packages(include=["thumbnet_tf", "thumbnet_tf.*"]),
+    python_requires=">=3.11,<3.13",
+    install_requires=[
+        "absl-py>=1.4,<2",  # tensorflow-model-optimization pins it
+        "keras>=3.15,<3.16",
+        "matplotlib>=3.8,<4",
+        "numpy>=1.26,<3",
+        "tensorflow>=2.21,<2.22",
+        "tensorflow-datasets>=4.9.10,<4.10",
+        "tensorflow-model-optimization>=0.8.1,<0.9",
+        "tf_keras>=2.21,<2.22",  # what tensorflow-model-optimization quantises
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "test": ["pillow>=10", "pytest>=8,<10", "ruff>=0.9,<1"],
+    },
+)

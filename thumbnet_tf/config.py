@@ -1,0 +1,208 @@
+"""Every option of a run: one frozen dataclass with types, defaults, help and bounds.
+
+The command-line flags (`flags.py`), the files in a run directory (`runs.py`) and the Python API are all
+derived from these fields. This module imports neither TensorFlow nor absl.
+"""
+
+import dataclasses
+import json
+import math
+import typing
+from typing import Any
+
+AUTO = "auto"
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; its message is one line and is shown without a traceback."""
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002 - the name users know from absl and argparse
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    identity: bool = True,
+) -> Any:
+    """Declares one option of a configuration dataclass.
+
+    Args:
+        default: default value.
+        help: one line for `--help`, with the unit where there is one.
+        minimum: smallest allowed value, included.
+        maximum: largest allowed value, included.
+        choices: allowed strings; None allows any.
+        identity: whether a run with another value is another run. Options that only say where or how fast
+            things happen are not part of a run's identity and may change when it resumes.
+
+    Returns:
+        A `dataclasses.field`.
+    """
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "identity": identity}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_options(options: Any) -> None:
+    """Checks type, bounds and choices of every field of an options dataclass.
+
+    Raises:
+        UserError: with the option's name, what was received and what is allowed.
+    """
+    hints = typing.get_type_hints(type(options))
+    for field in dataclasses.fields(options):
+        value, kind = getattr(options, field.name), hints[field.name]
+        meta = field.metadata
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+            object.__setattr__(options, field.name, value)
+        if kind == tuple[str, ...] and isinstance(value, list):
+            value = tuple(value)
+            object.__setattr__(options, field.name, value)
+        expected = tuple if kind == tuple[str, ...] else kind
+        if not isinstance(value, expected) or (kind is int and isinstance(value, bool)):
+            raise UserError(f"--{field.name} takes a {getattr(expected, '__name__', expected)}. Received: {value!r}")
+        low, high = meta["minimum"], meta["maximum"]
+        if kind is float and not math.isfinite(value):
+            raise UserError(f"--{field.name} must be a finite number. Received: {value}")
+        if (low is not None and value < low) or (high is not None and value > high):
+            allowed = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
+            raise UserError(f"--{field.name} must be {allowed}. Received: {value}")
+        if meta["choices"] is not None and value not in meta["choices"]:
+            raise UserError(f"--{field.name} must be one of {', '.join(meta['choices'])}. Received: {value!r}")
+
+
+def to_flagfile(options: Any, header: str) -> str:
+    """Returns the text of a flagfile that gives these options again.
+
+    Args:
+        options: an options dataclass.
+        header: comment lines, without their `#`.
+    """
+    lines = [f"# {line}" for line in header.splitlines()]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, tuple):
+            value = ",".join(value)
+        lines.append(f"--{field.name}={str(value).lower() if isinstance(value, bool) else value}")
+    return "\n".join(lines) + "\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All that defines a training run. `resolved()` replaces every `auto`."""
+
+    # --- run
+    run_dir: str = option("", "run directory; default runs/<flagfile's name>", identity=False)
+    seed: int = option(0, "seed of initial weights, data order and augmentation", minimum=0, maximum=2**31 - 1)
+    methods: tuple[str, ...] = option(
+        ("direct", "bicubic", "thumbnet"), "comma-separated methods to train and compare (see stages.py)", identity=False
+    )
+
+    # --- data
+    dataset: str = option("fine_detail", "fine_detail, fine_detail/hard, folder:PATH, or a TFDS name such as tf_flowers")
+    data_dir: str = option("", "where TFDS sets are looked for and prepared; default ~/tensorflow_datasets", identity=False)
+    image_size: int = option(96, "side of the full-size square input of T and E, pixels", minimum=16, maximum=4096)
+    crop_fraction: float = option(
+        0.0, "evaluation crop: side of the central square over the short side; 0 = auto (1 for fine_detail, else 0.875)",
+        minimum=0.0, maximum=1.0,
+    )
+    augment: str = option(
+        AUTO, "train augmentation; auto = none for fine_detail, else crop_flip", choices=(AUTO, "none", "crop", "crop_flip")
+    )
+    random_crop_min_area: float = option(
+        0.35, "smallest share of the image's area in a random resized crop", minimum=0.01, maximum=1.0
+    )
+    on_bad_image: str = option("error", "what to do with an image that can't be decoded", choices=("error", "skip"))
+    memory_limit_gb: float = option(
+        4.0, "decoded images are kept in memory up to this size, else decoded anew each epoch", minimum=0.0, identity=False
+    )
+
+    # --- models
+    backbone: str = option(
+        "resnet18", "architecture of T and S", choices=("resnet18", "resnet34", "resnet50", "vgg11")
+    )
+    width: float = option(1.0, "multiplier of the backbone's channels", minimum=0.03125, maximum=4.0)
+    teacher: str = option("train", "train, or a finished run directory (or its teacher.keras) to take T from")
+    ratio: int = option(4, "the thumbnail's side is image_size / ratio: 2 (4x fewer pixels) or 4 (16x fewer)", minimum=2, maximum=4)
+    downscaler_width: int = option(16, "channels inside the learned downscaler E", minimum=1, maximum=256)
+    thumbnail_bits: int = option(8, "bits a thumbnail's channel is rounded to; 0 = no rounding", minimum=0, maximum=8)
+
+    # --- losses
+    w_cl: float = option(1.0, "weight of the classification loss CL", minimum=0.0)
+    w_kd: float = option(1.0, "weight of the distillation loss KD", minimum=0.0)
+    w_fm: float = option(0.1, "weight of the feature-mapping loss FM", minimum=0.0)
+    w_mm: float = option(1.0, "weight of the moment-matching loss MM", minimum=0.0)
+    temperature: float = option(4.0, "temperature of KD", minimum=0.1, maximum=100.0)
+    fm_tap: str = option("stage2", "the map of T that FM decodes from the same map of S: stage1 to stage4 (VGG-11: to stage5)")
+    mm_std_weight: float = option(1.0, "lambda, the weight of the standard deviations in MM", minimum=0.0)
+    label_smoothing: float = option(0.0, "label smoothing in CL", minimum=0.0, maximum=0.9)
+
+    # --- optimisation
+    batch_size: int = option(32, "images a step, over all replicas", minimum=1)
+    teacher_epochs: int = option(10, "epochs that T is trained for", minimum=1)
+    epochs: int = option(10, "epochs that every method is trained for", minimum=1)
+    optimizer: str = option("adamw", "optimizer", choices=("adamw", "sgd"))
+    teacher_learning_rate: float = option(1e-3, "peak learning rate of T", minimum=0.0)
+    learning_rate: float = option(1e-3, "peak learning rate of E and S", minimum=0.0)
+    warmup_fraction: float = option(0.1, "share of the steps with a linearly rising rate; cosine decay after it", minimum=0.0, maximum=0.9)
+    weight_decay: float = option(0.05, "decoupled weight decay of kernels; not of biases and batch normalisation", minimum=0.0)
+    clip_norm: float = option(1.0, "largest global gradient norm; 0 = no clipping", minimum=0.0)
+    ema_momentum: float = option(0.0, "momentum of an exponential moving average of the weights; 0 = none", minimum=0.0, maximum=0.99999)
+    mixed_precision: str = option(
+        "float32", "compute precision of training", choices=("float32", "mixed_bfloat16", "mixed_float16")
+    )
+
+    # --- machine
+    strategy: str = option("auto", "auto = mirrored over several local accelerators, none on one device",
+                           choices=("auto", "none", "mirrored"))
+    cpu_devices: int = option(1, "logical CPU devices; more than 1 tries MirroredStrategy without a GPU", minimum=1, maximum=64)
+    checkpoint_seconds: float = option(60.0, "seconds between checkpoints; 0 = every step", minimum=0.0, identity=False)
+    tensorboard: bool = option(True, "write a TensorBoard log", identity=False)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.ratio not in (2, 4):
+            raise UserError(f"--ratio must be 2 or 4. Received: {self.ratio}")
+        if self.image_size % (4 * self.ratio):
+            raise UserError(
+                f"--image_size must be a multiple of {4 * self.ratio} at --ratio={self.ratio}. Received: {self.image_size}"
+            )
+        if self.w_cl + self.w_kd <= 0:
+            raise UserError("--w_cl and --w_kd can't both be 0: nothing would train the classifier. Received: 0 and 0")
+
+    @property
+    def thumbnail_size(self) -> int:
+        """Side of the thumbnail in pixels."""
+        return self.image_size // self.ratio
+
+    def resolved(self) -> "Config":
+        """Returns a copy with every `auto` replaced by its value for this dataset."""
+        own = self.dataset.split("/")[0] == "fine_detail"
+        return dataclasses.replace(
+            self,
+            augment=("none" if own else "crop_flip") if self.augment == AUTO else self.augment,
+            crop_fraction=(1.0 if own else 0.875) if self.crop_fraction == 0 else self.crop_fraction,
+        )
+
+    def to_json(self) -> str:
+        """Returns all options as a JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "config.json") -> "Config":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            UserError: when the text is no JSON object or names an unknown option.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where} is not valid JSON ({error}); restore it or start a new run directory") from None
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or set(values) - known:
+            unknown = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
+            raise UserError(f"{where} holds options this version doesn't know. Received: {unknown}")
+        return cls(**values)

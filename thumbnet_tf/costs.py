@@ -1,0 +1,38 @@
+"""What a model costs for one image: multiply-adds, parameters, activation memory."""
+
+import math
+
+import keras
+from keras import layers
+
+
+def macs(model: keras.Model) -> int:
+    """Counts the multiply-adds of all convolutions and dense layers for one image.
+
+    Args:
+        model: a flat functional model with fixed spatial sizes.
+
+    Returns:
+        Multiply-adds; pooling, normalisation, additions and resizing are not counted, as is usual.
+    """
+    return sum(_layer_macs(layer) for layer in model.layers)
+
+
+def _layer_macs(layer: keras.Layer) -> int:
+    if isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D)):
+        # a kernel is (height, width, channels of one group, filters): all of it is used once per output position
+        return math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:3])
+    if isinstance(layer, layers.Dense):
+        return math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1])
+    return 0
+
+
+def activation_bytes(model: keras.Model) -> int:
+    """Returns the bytes of all convolutions' float32 outputs for one image."""
+    convolutions = (layers.Conv2D, layers.DepthwiseConv2D)
+    return sum(4 * math.prod(layer.output.shape[1:]) for layer in model.layers if isinstance(layer, convolutions))
+
+
+def parameters(model: keras.Model) -> int:
+    """Returns the number of trainable parameters."""
+    return sum(math.prod(variable.shape) for variable in model.trainable_variables)

@@ -1,0 +1,156 @@
+"""From a `Split` to batches: `train_batches` and `eval_batches`.
+
+Both give dicts of `image` uint8 (B, S, S, 3) in [0, 255], `label` int64 (B,), `id` int64 (B,), the example's index in
+its split, and `mask` float32 (B,), 1 for an example and 0 for padding.
+"""
+
+import tensorflow as tf
+
+from thumbnet_tf import preprocess
+from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.data.sources import Split
+
+STREAM_SHUFFLE = 4096  # encoded records in the shuffle buffer of a split that is neither in memory nor in files
+
+_ORDER = -1  # stands where an epoch stands in the seed of a view, so that no view shares the seed of an order
+
+
+def steps_per_epoch(split: Split, cfg: Config) -> int:
+    """Returns the number of full batches in an epoch; the remainder is left out, another one each epoch.
+
+    Raises:
+        UserError: when the split doesn't fill one batch.
+    """
+    if split.num_examples < cfg.batch_size:
+        raise UserError(
+            f"--batch_size must not exceed the {split.num_examples} {split.name} images; "
+            f"lower it or add images. Received: {cfg.batch_size}"
+        )
+    return split.num_examples // cfg.batch_size
+
+
+def train_batches(split: Split, cfg: Config, start_step: int = 0, epochs: int | None = None) -> tf.data.Dataset:
+    """Returns shuffled, augmented training batches, from any step on.
+
+    The order is a function of (cfg.seed, epoch) and an example's augmentation one of (cfg.seed, id, epoch). So what
+    starts at step k equals, bit for bit, what an uninterrupted run sees from step k on, whatever the threads do.
+    A streamed split is shuffled within a buffer of 4,096 records only, and starting late reads the epoch's earlier
+    records without decoding them.
+
+    Args:
+        split: where the images come from.
+        cfg: gives batch size, seed, image size and augmentation.
+        start_step: number of steps already done, over all epochs.
+        epochs: epochs from step 0 to the end; None = cfg.epochs.
+
+    Returns:
+        A dataset of epochs * steps_per_epoch - start_step batches.
+
+    Raises:
+        UserError: when the split doesn't fill one batch.
+    """
+    cfg = cfg.resolved()
+    epoch_examples = steps_per_epoch(split, cfg) * cfg.batch_size
+    total = (cfg.epochs if epochs is None else epochs) * epoch_examples
+    start = min(start_step * cfg.batch_size, total)
+    labels = tf.constant(split.labels, tf.int64)
+
+    def example(image: tf.Tensor, index: tf.Tensor, epoch: tf.Tensor) -> dict[str, tf.Tensor]:
+        image = preprocess.training_image(
+            image,
+            preprocess.view_seed(cfg.seed, index, epoch),
+            augment=cfg.augment,
+            size=cfg.image_size,
+            crop_fraction=cfg.crop_fraction,
+            min_area=cfg.random_crop_min_area,
+        )
+        return _example(image, labels[index], index)
+
+    if split.store.random_access:
+
+        def from_position(position: tf.Tensor) -> dict[str, tf.Tensor]:
+            epoch = position // epoch_examples
+            index = tf.random.experimental.index_shuffle(
+                position % epoch_examples,
+                seed=preprocess.view_seed(cfg.seed, epoch, _ORDER),
+                max_index=split.num_examples - 1,
+            )
+            return example(split.store.get(index), index, epoch)
+
+        dataset = tf.data.Dataset.range(start, total).map(from_position, tf.data.AUTOTUNE, deterministic=True)
+    else:
+        first = start // epoch_examples
+
+        def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+            seed = preprocess.view_seed(cfg.seed, epoch, _ORDER)
+            shuffled = split.store.encoded().shuffle(STREAM_SHUFFLE, tf.cast(seed[0], tf.int64), False)
+            seen = tf.where(epoch == first, start % epoch_examples, 0)
+            records = shuffled.take(epoch_examples).skip(tf.cast(seen, tf.int64))
+            return records.map(lambda index, data: (epoch, index, data))
+
+        dataset = (
+            tf.data.Dataset.range(first, total // epoch_examples)
+            .flat_map(of_epoch)
+            .map(
+                lambda epoch, index, data: example(preprocess.decode_image(data), index, epoch),
+                tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+            .apply(tf.data.experimental.assert_cardinality(total - start))
+        )
+    return _batched(dataset, cfg.batch_size)
+
+
+def eval_batches(split: Split, cfg: Config, batch_size: int | None = None) -> tf.data.Dataset:
+    """Returns every example exactly once, in order, without augmentation.
+
+    The last batch is filled up with rows of mask 0, image 0, label 0 and id -1, so that all batches have one static
+    shape and yet each image counts once.
+
+    Args:
+        split: where the images come from.
+        cfg: gives image size and crop.
+        batch_size: images in a batch; None = cfg.batch_size.
+
+    Returns:
+        A dataset of ceil(n / batch_size) batches.
+    """
+    cfg = cfg.resolved()
+    batch_size = cfg.batch_size if batch_size is None else batch_size
+    labels = tf.constant(split.labels, tf.int64)
+
+    def example(image: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+        return _example(preprocess.eval_crop(image, cfg.image_size, cfg.crop_fraction), labels[index], index)
+
+    if split.store.random_access:
+        dataset = tf.data.Dataset.range(split.num_examples).map(
+            lambda index: example(split.store.get(index), index), tf.data.AUTOTUNE, deterministic=True
+        )
+    else:
+        dataset = (
+            split.store.encoded()
+            .map(
+                lambda index, data: example(preprocess.decode_image(data), index),
+                tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+            .apply(tf.data.experimental.assert_cardinality(split.num_examples))
+        )
+    missing = -split.num_examples % batch_size
+    if missing:
+        filler = tf.zeros((cfg.image_size, cfg.image_size, 3), tf.uint8)
+        padding = {**_example(filler, tf.constant(0, tf.int64), tf.constant(-1, tf.int64)), "mask": tf.constant(0.0)}
+        dataset = dataset.concatenate(tf.data.Dataset.from_tensors(padding).repeat(missing))
+    return _batched(dataset, batch_size)
+
+
+def _example(image: tf.Tensor, label: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+    return {"image": image, "label": label, "id": index, "mask": tf.constant(1.0)}
+
+
+def _batched(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = True
+    # Sharding by file can't be done here and sharding by element would change the batches: each worker reads all.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(options)

@@ -1,0 +1,179 @@
+"""Loads a dataset by its name: `load(cfg)` gives splits of checked images, in memory where they fit.
+
+Which images are train, validation and test:
+
+* What the source calls `train`, `validation` and `test` is used as such.
+* A source with `validation` but no `test` (Imagenette, ImageNet): its validation split is the test split, as is
+  usual there, and a validation split is cut from train, so that nothing is ever chosen on the test images.
+* What is missing then is cut from train, in each class by the SHA-1 of the examples' names: the first 20 % become
+  test if there is none, the first 10 % of the others validation (rounded up, but one image stays in train). The cut
+  depends on the names only: not on seeds, order or machine.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.data import listing
+from thumbnet_tf.data.store import FileStore, MemoryStore, StreamStore, check_images
+
+SPLITS = ("train", "validation", "test")
+CUT_RULE = "sha1 of name, a class at a time: 1/5 test, then 1/10 validation"
+BAD_NAMED = 5  # bad images that an error names; the others are counted
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Some labelled images. An example's id is its index here.
+
+    Attributes:
+        name: `train`, `validation` or `test`.
+        labels: int64 (n,).
+        names: of the examples: paths relative to the folder, or TFDS ids.
+        bad: name and reason of each image left out because it can't be decoded.
+        store: where the images are.
+    """
+
+    name: str
+    labels: np.ndarray
+    names: tuple[str, ...]
+    bad: tuple[tuple[str, str], ...]
+    store: MemoryStore | FileStore | StreamStore
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples, bad ones not counted."""
+        return len(self.names)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """What `load` returns.
+
+    Attributes:
+        name: the option `dataset`.
+        class_names: one for each label.
+        splits: those that were asked for.
+        fingerprint: hexadecimal; another one if the source's examples (names, labels, sizes), its classes or the rule
+            for cutting splits are others. It covers the whole source, whichever splits were asked for.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
+    fingerprint: str
+
+
+def load(cfg: Config, splits: Sequence[str] = SPLITS, log: Callable[[str], None] = logging.info) -> Dataset:
+    """Lists a dataset, cuts missing splits, and decodes every image once to check it.
+
+    Args:
+        cfg: `dataset`, `data_dir`, `on_bad_image` and `memory_limit_gb` are used.
+        splits: which of train, validation and test to load.
+        log: takes lines about what was found.
+
+    Returns:
+        The dataset. Images of all splits together stay in memory up to `memory_limit_gb`; splits beyond are read
+        again each epoch: image files one by one, TFDS records as a stream.
+
+    Raises:
+        UserError: when there is no such dataset, it can't be used, or an image can't be decoded and
+            `on_bad_image` is `error`.
+    """
+    if cfg.dataset.startswith("folder:"):
+        found = listing.list_folder(Path(cfg.dataset.removeprefix("folder:")).expanduser(), log)
+    else:
+        found = listing.list_tfds(cfg.dataset, cfg.data_dir, log)
+    source_of = {"train": "train"}
+    if "test" in found.splits:
+        source_of |= {name: name for name in ("validation", "test") if name in found.splits}
+    elif "validation" in found.splits:
+        source_of["test"] = "validation"
+        log("there is no test split: the validation split is used as such, and another one is cut from train")
+
+    raws: dict[str, listing.RawSplit] = {}
+    parts: dict[str, np.ndarray] = {}
+    budget, loaded = cfg.memory_limit_gb * 2**30, {}
+    for name in [name for name in SPLITS if name in splits]:
+        source = source_of.get(name, "train")
+        if source not in raws:
+            raws[source] = found.splits[source]()
+        raw = raws[source]
+        if source == "train" and not parts:
+            parts = cut(raw.names, raw.labels, "test" not in source_of, "validation" not in source_of)
+        positions = parts[name] if source == "train" else np.arange(len(raw.names))
+        loaded[name] = _load_split(name, raw, positions, budget, log)
+        budget -= getattr(loaded[name].store, "num_bytes", 0)
+    _judge_bad(list(loaded.values()), cfg.on_bad_image, log)
+    if "train" in loaded:
+        counts = np.bincount(loaded["train"].labels, minlength=len(found.class_names))
+        if cfg.dataset.startswith("folder:") and not counts.all():
+            name = found.class_names[int(np.argmin(counts))]
+            raise UserError(f"each class needs a readable training image; add some. Received: none in {name}")
+    identity = json.dumps([CUT_RULE, found.class_names, found.identity])
+    return Dataset(cfg.dataset, found.class_names, loaded, hashlib.sha256(identity.encode()).hexdigest()[:16])
+
+
+def cut(names: Sequence[str], labels: np.ndarray, cut_test: bool, cut_validation: bool) -> dict[str, np.ndarray]:
+    """Cuts splits from train by the rule in this module's docstring.
+
+    Args:
+        names: n unique names.
+        labels: int64 (n,).
+        cut_test: whether to cut a test split.
+        cut_validation: whether to cut a validation split.
+
+    Returns:
+        Rising positions, int64, of `train` and each split cut.
+    """
+    parts: dict[str, list[int]] = {"train": []}
+    parts |= {name: [] for name, wanted in (("validation", cut_validation), ("test", cut_test)) if wanted}
+    digest = [hashlib.sha1(name.encode(), usedforsecurity=False).digest() for name in names]
+    for label in np.unique(labels):
+        rest = sorted(np.flatnonzero(labels == label).tolist(), key=lambda i: digest[i])
+        for name, divisor in (("test", 5), ("validation", 10)):
+            if name in parts:
+                count = min(-(-len(rest) // divisor), len(rest) - 1)
+                parts[name] += rest[:count]
+                rest = rest[count:]
+        parts["train"] += rest
+    return {name: np.array(sorted(positions), np.int64) for name, positions in parts.items()}
+
+
+def _load_split(
+    name: str, raw: listing.RawSplit, positions: np.ndarray, budget: float, log: Callable[[str], None]
+) -> Split:
+    bad, store = check_images(raw.items(positions), raw.fetch, len(positions), f"checking {name} images", budget)
+    kept = np.array([position for i, position in enumerate(positions) if i not in bad], np.int64)
+    if not len(kept) and not bad:
+        raise UserError(f"the {name} split needs images; add some. Received: none")
+    place = f"{store.num_bytes / 2**20:.1f} MiB in memory" if store else "decoded anew each epoch (--memory_limit_gb)"
+    log(f"{name}: {len(kept)} images, {place}")
+    return Split(
+        name=name,
+        labels=raw.labels[kept],
+        names=tuple(raw.names[i] for i in kept),
+        bad=tuple((raw.names[positions[i]], reason) for i, reason in bad.items()),
+        store=store or raw.store(kept),
+    )
+
+
+def _judge_bad(splits: list[Split], on_bad_image: str, log: Callable[[str], None]) -> None:
+    bad = [f"{name} ({reason})" for split in splits for name, reason in split.bad]
+    if not bad:
+        return
+    some = "; ".join(bad[:BAD_NAMED]) + (f"; and {len(bad) - BAD_NAMED} more" if len(bad) > BAD_NAMED else "")
+    if on_bad_image == "error":
+        raise UserError(
+            f"{len(bad)} images can't be decoded; mend or remove them, or set --on_bad_image=skip. Received: {some}"
+        )
+    log(f"{len(bad)} images left out that can't be decoded: {some}")
+    for split in splits:
+        if not split.num_examples:
+            raise UserError(f"the {split.name} split needs readable images; mend them. Received: {some}")

@@ -1,0 +1,148 @@
+"""Evaluates T and every finished method of a run, every image exactly once, and writes `results.csv`.
+
+  python -m thumbnet_tf.evaluate --run_dir=runs/quickstart
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from thumbnet_tf import costs, flags
+from thumbnet_tf.config import Config, UserError, check_options, option
+from thumbnet_tf.data import pipeline, sources
+from thumbnet_tf.progress import track
+from thumbnet_tf.runs import RunDir, read_rows, saving, write_rows
+from thumbnet_tf.stages import METHODS, ORIGINAL
+
+COLUMNS = (
+    "method", "ratio", "split", "seed", "examples", "top1", "top5", "teacher_agreement", "macs", "macs_downscaler", "params",
+)  # fmt: skip
+SPLITS = ("validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the command."""
+
+    run_dir: str = option("", "run directory made by thumbnet_tf.train")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+def evaluate(run: RunDir, dataset: sources.Dataset) -> list[dict]:
+    """Evaluates all finished methods on the validation and the test split and writes `results.csv`.
+
+    Args:
+        run: the run directory; its teacher must be finished.
+        dataset: its data.
+
+    Returns:
+        The rows written, as dicts by `COLUMNS`.
+
+    Raises:
+        UserError: when the teacher isn't finished.
+    """
+    cfg = run.config()
+    methods = run.finished_methods()
+    if ORIGINAL not in methods:
+        raise UserError(f"--run_dir must hold a finished teacher; finish thumbnet_tf.train first. Received: {run.path}")
+    rows = []
+    for split in SPLITS:
+        logits = {}
+        for method in methods:
+            logits[method] = _logits(run, method, dataset.splits[split], cfg)
+            rows.append(_row(run, method, cfg, split, dataset.splits[split].labels, logits[method], logits[ORIGINAL]))
+    write_rows(run.path / "results.csv", COLUMNS, rows)
+    return rows
+
+
+def load_parts(run: RunDir, method: str) -> tuple[keras.Model | None, keras.Model]:
+    """Loads a method's downscaler (None for `original`) and its network."""
+    if METHODS[method].downscaler == "none":
+        return None, run.load_model(method, "teacher")
+    return run.load_model(method, "downscaler"), run.load_model(method, "student")
+
+
+def classify(small: keras.Model | None, network: keras.Model, images: tf.Tensor) -> tf.Tensor:
+    """Returns the logits `(B, C)` float32 of a network behind a downscaler, for images in [0, 255]."""
+    thumbnails = tf.cast(images, tf.float32) if small is None else small(images, training=False)
+    return network(thumbnails, training=False)["logits"]
+
+
+def _logits(run: RunDir, method: str, split: sources.Split, cfg: Config) -> np.ndarray:
+    """Returns a method's logits `(n, C)` of a split in its order; kept in the method's folder once computed."""
+    path = run.method(method) / f"logits_{split.name}.npy"
+    if path.exists():
+        return np.load(path)
+    small, network = load_parts(run, method)
+    predict = tf.function(lambda images: classify(small, network, images))
+    logits = np.full((split.num_examples, network.output["logits"].shape[-1]), np.nan, np.float32)
+    done = 0
+    with track(None, split.num_examples, f"evaluating {method} on {split.name}") as bar:
+        for batch in pipeline.eval_batches(split, cfg):
+            real = batch["mask"].numpy() > 0
+            logits[batch["id"].numpy()[real]] = predict(batch["image"]).numpy()[real]
+            done += int(real.sum())
+            bar.update(int(real.sum()))
+    if done != split.num_examples or np.isnan(logits).any():
+        raise RuntimeError(f"{method}: {done} of {split.num_examples} {split.name} images were evaluated")
+    with saving(path):
+        partial = path.with_name(f"partial-{path.name}")
+        np.save(partial, logits)
+        partial.replace(path)
+    return logits
+
+
+def _row(
+    run: RunDir, method: str, cfg: Config, split: str, labels: np.ndarray, logits: np.ndarray, teacher_logits: np.ndarray
+) -> dict:
+    small, network = load_parts(run, method)
+    parts = [model for model in (small, network) if model is not None]
+    return {
+        "method": method,
+        "ratio": 1 if small is None else cfg.ratio,
+        "split": split,
+        "seed": cfg.seed,
+        "examples": len(labels),
+        "top1": f"{top_k(logits, labels, 1):.6f}",
+        "top5": f"{top_k(logits, labels, 5):.6f}",
+        "teacher_agreement": f"{np.mean(logits.argmax(-1) == teacher_logits.argmax(-1)):.6f}",
+        "macs": costs.macs(network),
+        "macs_downscaler": 0 if small is None else costs.macs(small),
+        "params": sum(costs.parameters(model) for model in parts),
+    }
+
+
+def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Returns the share of examples whose label is among the k highest logits (ties: the lower class index wins)."""
+    best = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
+    return float(np.mean((best == np.asarray(labels)[:, None]).any(axis=-1)))
+
+
+def table(run: RunDir) -> str:
+    """Returns the test rows of `results.csv` as a text table."""
+    rows = [row for row in read_rows(run.path / "results.csv") if row["split"] == "test"]
+    lines = [f"{'method':<18}{'top-1':>8}{'top-5':>8}{'agrees with T':>15}{'M multiply-adds':>17}{'+ downscaler':>14}{'params':>10}"]
+    for row in rows:
+        lines.append(
+            f"{row['method']:<18}{100 * float(row['top1']):>7.2f}%{100 * float(row['top5']):>7.2f}%"
+            f"{100 * float(row['teacher_agreement']):>14.2f}%{int(row['macs']) / 1e6:>17.2f}"
+            f"{int(row['macs_downscaler']) / 1e6:>14.2f}{int(row['params']) / 1e6:>9.2f}M"
+        )
+    examples = rows[0]["examples"] if rows else 0
+    return "\n".join([*lines, f"test split, {examples} images"])
+
+
+def main(options: Options) -> None:
+    """Evaluates every finished method of a run."""
+    run = RunDir.existing(options.run_dir)
+    with run.lock():
+        evaluate(run, sources.load(run.config(), SPLITS))
+    print(table(run))
+
+
+if __name__ == "__main__":
+    flags.run(main, Options, __doc__)

@@ -1,0 +1,125 @@
+"""Command-line flags derived from an options dataclass; used by the mains only.
+
+`--flagfile=FILE` reads flags from a file, one a line; a flag that stands later wins.
+"""
+
+import dataclasses
+import logging
+import signal
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app
+from absl import flags as absl_flags
+
+from thumbnet_tf.config import UserError
+
+USAGE_ERROR = 2
+
+
+def run(main: Callable[[Any], int | None], options_type: type, usage: str, positional: str | None = None) -> None:
+    """Parses the command line into an `options_type` and calls `main` with it; never returns.
+
+    A user's mistake (an unknown or out-of-range flag, a `UserError` out of `main`) ends with one line on stderr and
+    a non-zero exit code: 2 for a flag, 1 for anything found later.
+
+    Args:
+        main: called with the options; its result is the exit code, None for 0.
+        options_type: a dataclass whose fields are made by `config.option`.
+        usage: text above the flags in `--help`.
+        positional: name of the field that takes the arguments which are no flags; None allows none.
+    """
+    sys.modules["__main__"].__doc__ = usage
+    package = logging.getLogger("thumbnet_tf")
+    package.setLevel(logging.INFO)
+    package.propagate = False  # absl's root handler would say it again
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    package.addHandler(handler)
+    define(options_type, positional)
+
+    def entry(argv: Sequence[str]) -> int | None:
+        try:
+            options = parsed(options_type, argv[1:], positional)
+        except UserError as error:
+            return _fail(error, USAGE_ERROR)
+        try:
+            return main(options)
+        except UserError as error:
+            return _fail(error, 1)
+
+    try:
+        app.run(entry, flags_parser=_parse)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def define(options_type: type, positional: str | None = None, flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
+    """Defines one flag for each field of an options dataclass (but the positional one) as a key flag of the main."""
+    hints = typing.get_type_hints(options_type)
+    for field in dataclasses.fields(options_type):
+        if field.name == positional:
+            continue
+        meta, kind = field.metadata, hints[field.name]
+        # registered in the name of the main module: --help shows that module's flags
+        common = {"flag_values": flag_values, "module_name": sys.argv[0]}
+        if kind is bool:
+            flag = absl_flags.DEFINE_boolean(field.name, field.default, meta["help"], **common)
+        elif kind is int:
+            flag = absl_flags.DEFINE_integer(field.name, field.default, meta["help"], meta["minimum"], meta["maximum"], **common)
+        elif kind is float:
+            flag = absl_flags.DEFINE_float(field.name, field.default, meta["help"], meta["minimum"], meta["maximum"], **common)
+        elif kind == tuple[str, ...]:
+            flag = absl_flags.DEFINE_list(field.name, list(field.default), meta["help"], **common)
+        elif meta["choices"]:
+            flag = absl_flags.DEFINE_enum(field.name, field.default, list(meta["choices"]), meta["help"], **common)
+        else:
+            flag = absl_flags.DEFINE_string(field.name, field.default, meta["help"], **common)
+        del flag
+
+
+def parsed(
+    options_type: type, arguments: Sequence[str], positional: str | None = None, flag_values: absl_flags.FlagValues = absl_flags.FLAGS
+) -> Any:
+    """Returns the options that the parsed flags and the remaining arguments make.
+
+    Raises:
+        UserError: on arguments that are no flags where none are allowed, and out of the dataclass' own checks.
+    """
+    if arguments and positional is None:
+        raise UserError(f"this command takes flags only, as --name=value. Received: {' '.join(arguments)}")
+    hints = typing.get_type_hints(options_type)
+    values = {}
+    for field in dataclasses.fields(options_type):
+        if field.name == positional:
+            values[field.name] = tuple(arguments)
+            continue
+        value = flag_values[field.name].value
+        values[field.name] = tuple(value) if hints[field.name] == tuple[str, ...] else value
+    return options_type(**values)
+
+
+def flagfile_name(argv: Sequence[str]) -> str | None:
+    """Returns the path of the last `--flagfile` on a command line, or None."""
+    path = None
+    for index, argument in enumerate(argv):
+        name, _, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "flagfile":
+            path = value or (argv[index + 1] if index + 1 < len(argv) else None)
+    return path
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+    try:
+        return absl_flags.FLAGS(list(argv))
+    except absl_flags.Error as error:
+        text = " ".join(str(error).split())
+        sys.exit(_fail(f"{text} (--help lists the flags)", USAGE_ERROR))
+
+
+def _fail(error: object, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code

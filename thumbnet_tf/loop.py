@@ -1,0 +1,220 @@
+"""The training loop: steps over `strategy.run`, epochs, validation, logs, checkpoints and exact resume.
+
+Every training resumes at the very step it was interrupted at: the batch is a function of the global step
+(`data/pipeline.py`), and a checkpoint holds all variables, the optimizer's and the running means' included.
+"""
+
+import logging
+import math
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import keras
+import tensorflow as tf
+
+from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.progress import track
+from thumbnet_tf.runs import Checkpoints, read_rows, write_rows
+from thumbnet_tf.trainer import Trainer
+
+TERMS = ("loss", "cl", "kd", "fm", "mm", "accuracy", "agreement")
+COLUMNS = ("epoch", "step", "learning_rate", *TERMS, *(f"val_{name}" for name in TERMS), "images_per_second")
+
+_LOG_STEPS = 25
+
+_log = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived; the state is saved."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
+
+
+def train(
+    trainer: Trainer,
+    cfg: Config,
+    folder: pathlib.Path,
+    *,
+    name: str,
+    epochs: int,
+    steps_per_epoch: int,
+    train_batches: Callable[[int], tf.data.Dataset],
+    validation_batches: tf.data.Dataset,
+    strategy: tf.distribute.Strategy,
+) -> None:
+    """Trains to the end, from the last checkpoint in `folder` where there is one.
+
+    Args:
+        trainer: compiled with an optimizer, built under the strategy's scope.
+        cfg: the run's configuration.
+        folder: gets `checkpoints/`, `metrics.csv` and `tensorboard/`.
+        name: for the progress line.
+        epochs: number of epochs.
+        steps_per_epoch: steps in each.
+        train_batches: maps a global step to the batches from there to the end.
+        validation_batches: batches of the validation split.
+        strategy: the distribution strategy.
+
+    Raises:
+        Interrupted: after SIGINT or SIGTERM, with the state saved.
+        UserError: when the loss is not finite, or the state can't be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with strategy.scope():
+        trainer.optimizer.build(trainer.trainable_variables)
+        step_variable = tf.Variable(0, dtype=tf.int64, trainable=False)
+    # everything that changes while training; the teacher doesn't
+    parts = {"student": trainer.student, "downscaler": trainer.downscaler, "decoder": trainer.decoder}
+    state = {key: part for key, part in parts.items() if part is not None}
+    state |= {"optimizer": trainer.optimizer, "step": step_variable}
+    state |= {f"mean_{tracker.name}": tracker.variables for tracker in trainer.metrics}
+    checkpoints = Checkpoints(folder / "checkpoints", state)
+    if checkpoints.restore(_log.warning):
+        _log.info("%s: resuming at step %d", name, int(step_variable))
+    step, total = int(step_variable), epochs * steps_per_epoch
+    rows = [row for row in read_rows(folder / "metrics.csv") if int(row["step"]) <= step]
+    run_step, run_test = _compiled(trainer, strategy)
+    writer = tf.summary.create_file_writer(str(folder / "tensorboard")) if cfg.tensorboard else tf.summary.create_noop_writer()
+    validation = strategy.experimental_distribute_dataset(validation_batches)
+
+    def save() -> None:
+        step_variable.assign(step)
+        checkpoints.save(step)
+
+    with _signals() as received, track(None, total, name, done=step) as bar:
+        last_save = time.monotonic()
+        epoch_start, epoch_first_step = time.monotonic(), step
+        for batch in strategy.experimental_distribute_dataset(train_batches(step)) if step < total else ():
+            run_step(batch)
+            step += 1
+            at_epoch_end = step % steps_per_epoch == 0
+            if at_epoch_end or step % _LOG_STEPS == 0:
+                _check_finite(trainer, name, step)
+                bar.set_postfix_str(_summary(trainer, step, steps_per_epoch, epochs), refresh=False)
+            bar.update()
+            if at_epoch_end:
+                seconds = time.monotonic() - epoch_start
+                row = {
+                    "epoch": step // steps_per_epoch,
+                    "step": step,
+                    "learning_rate": f"{_learning_rate(trainer, step):.8g}",
+                    **_means(trainer, "", trainer.is_taught),
+                    **_validate(trainer, run_test, validation),
+                    "images_per_second": f"{(step - epoch_first_step) * cfg.batch_size / seconds:.1f}",
+                }
+                rows.append(row)
+                write_rows(folder / "metrics.csv", COLUMNS, rows)
+                _log_tensorboard(writer, row)
+                trainer.reset_metrics()
+                epoch_start, epoch_first_step = time.monotonic(), step
+            if received or step == total or time.monotonic() - last_save >= cfg.checkpoint_seconds:
+                save()
+                last_save = time.monotonic()
+            if received:
+                raise Interrupted(received[0])
+    if cfg.ema_momentum > 0:
+        trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
+
+
+def _compiled(trainer: Trainer, strategy: tf.distribute.Strategy) -> tuple[Callable, Callable]:
+    """Returns the train and the test step over all replicas as graphs; results are read from the trackers."""
+
+    @tf.function(reduce_retracing=True)
+    def run_step(batch: dict) -> None:
+        strategy.run(trainer.train_step, args=(_triple(batch),))
+
+    @tf.function(reduce_retracing=True)
+    def run_test(batch: dict) -> None:
+        strategy.run(trainer.test_step, args=(_triple(batch),))
+
+    return run_step, run_test
+
+
+def _triple(batch: dict) -> tuple:
+    return batch["image"], batch["label"], batch["mask"]
+
+
+def _validate(trainer: Trainer, run_test: Callable, batches) -> dict[str, str]:
+    trainer.reset_metrics()
+    with _averaged_weights(trainer):
+        for batch in batches:
+            run_test(batch)
+    return _means(trainer, "val_", agreement=True)
+
+
+@contextmanager
+def _averaged_weights(trainer: Trainer) -> Iterator[None]:
+    """Puts the optimizer's moving averages in the weights' place for a while, where it keeps any."""
+    optimizer = getattr(trainer.optimizer, "inner_optimizer", trainer.optimizer)
+    if not optimizer.use_ema:
+        yield
+        return
+    variables = trainer.trainable_variables
+    raw = [keras.ops.copy(variable.value) for variable in variables]
+    optimizer.finalize_variable_values(variables)
+    yield
+    for variable, value in zip(variables, raw, strict=True):
+        variable.assign(value)
+
+
+def _means(trainer: Trainer, prefix: str, agreement: bool) -> dict[str, str]:
+    """Returns the running means by column; a term that was not measured stays empty."""
+    means = {tracker.name: float(tracker.result()) for tracker in trainer.metrics}
+    if not agreement:
+        means.pop("agreement", None)
+    return {f"{prefix}{name}": f"{means[name]:.8g}" if name in means else "" for name in TERMS}
+
+
+def _check_finite(trainer: Trainer, name: str, step: int) -> None:
+    bad = [tracker.name for tracker in trainer.metrics if not math.isfinite(float(tracker.result()))]
+    if bad:
+        raise UserError(
+            f"{name}: {' and '.join(bad)} became NaN or infinite in the {_LOG_STEPS} steps before step {step}; "
+            "lower --learning_rate (--teacher_learning_rate for the teacher), set --clip_norm, or use --mixed_precision=float32, in a new --run_dir"
+        )
+
+
+def _summary(trainer: Trainer, step: int, steps_per_epoch: int, epochs: int) -> str:
+    means = " ".join(
+        f"{tracker.name} {float(tracker.result()):.3f}" for tracker in trainer.metrics if tracker.name != "agreement" or trainer.is_taught
+    )
+    return f"epoch {(step - 1) // steps_per_epoch + 1}/{epochs} {means}"
+
+
+def _learning_rate(trainer: Trainer, step: int) -> float:
+    schedule = getattr(trainer.optimizer, "inner_optimizer", trainer.optimizer)._learning_rate
+    return float(schedule(step)) if callable(schedule) else float(schedule)
+
+
+def _log_tensorboard(writer: tf.summary.SummaryWriter, row: dict) -> None:
+    # what tf.summary.scalar writes; that function needs the TensorBoard package, which only the reader of the log needs
+    metadata = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"})
+    with writer.as_default():
+        for column, value in row.items():
+            if column not in ("epoch", "step") and value != "":
+                tf.summary.write(column, tf.constant(float(value)), step=row["step"], metadata=metadata)
+    writer.flush()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in a list instead of dying at once, so that the loop can save; a second one kills."""
+    received: list[int] = []
+
+    def note(number: int, frame) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    handled = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, note) for number in handled}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

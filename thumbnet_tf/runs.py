@@ -1,0 +1,246 @@
+"""The run directory: identity, lock, atomic files, checkpoints.
+
+    <run>/log.txt                    what was logged, over all starts
+    <run>/config.json, run.flags     what the run is, and the flagfile that repeats it
+    <run>/data.json                  classes, split sizes, undecodable images, fingerprint of the data
+    <run>/<method>/                  one folder a method; `original` is the teacher
+        checkpoints/                 the last states of an unfinished training
+        metrics.csv                  one row an epoch
+        student.keras, downscaler.keras (teacher.keras in original/)
+        done.json                    written last: this method is finished
+    <run>/results.csv                one row a method and split
+"""
+
+import contextlib
+import csv
+import dataclasses
+import fcntl
+import io
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from thumbnet_tf.config import Config, UserError, to_flagfile
+from thumbnet_tf.stages import METHODS
+
+
+class RunDir:
+    """A run's folder on disk."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = pathlib.Path(path)
+
+    @classmethod
+    def existing(cls, path: str | os.PathLike) -> "RunDir":
+        """Opens a run directory that a training has made.
+
+        Raises:
+            UserError: when it is none.
+        """
+        if not path:
+            raise UserError("--run_dir must name a run directory made by thumbnet_tf.train. Received: nothing")
+        run = cls(path)
+        if not (run.path / "config.json").is_file():
+            raise UserError(f"--run_dir must hold the config.json of a run made by thumbnet_tf.train. Received: {path}")
+        return run
+
+    def config(self) -> Config:
+        """Returns the run's configuration."""
+        where = self.path / "config.json"
+        return dataclasses.replace(Config.from_json(where.read_text(), str(where)), run_dir=str(self.path))
+
+    def claim(self, cfg: Config) -> None:
+        """Makes this the directory of `cfg`, or checks that it already is.
+
+        Raises:
+            UserError: when it belongs to another configuration (the differences are named), or can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if (self.path / "config.json").exists():
+                self._check_same(self.config(), cfg)
+            elif any(path.name != "lock" for path in self.path.iterdir()):
+                raise UserError(f"--run_dir must be a new, an empty or a run's directory. Received: {self.path}, which holds other files")
+            write_atomically(self.path / "config.json", cfg.to_json())
+            header = f"repeats this run: python -m thumbnet_tf.train --flagfile={self.path}/run.flags --run_dir=NEW"
+            write_atomically(self.path / "run.flags", to_flagfile(cfg, header))
+        except OSError as error:
+            raise UserError(f"--run_dir can't be written ({error.strerror}); choose another place. Received: {self.path}") from None
+
+    def _check_same(self, old: Config, new: Config) -> None:
+        differences = [
+            f"{field.name} was {getattr(old, field.name)!r} and is now {getattr(new, field.name)!r}"
+            for field in dataclasses.fields(Config)
+            if field.metadata["identity"] and getattr(old, field.name) != getattr(new, field.name)
+        ]
+        if differences:
+            raise UserError(
+                f"--run_dir {self.path} holds a run of another configuration: {'; '.join(differences)}. "
+                "Choose another --run_dir, or give the flags of the run it holds"
+            )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the directory for one process.
+
+        Raises:
+            UserError: when another process is training in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / "lock", "w")  # noqa: SIM115 - held open as long as the lock
+        except OSError as error:
+            raise UserError(f"--run_dir can't be written ({error.strerror}); choose another place. Received: {self.path}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is training in --run_dir; wait for it or choose another. Received: {self.path}") from None
+            yield
+
+    def log_to_file(self) -> None:
+        """Appends the package's log to `log.txt` from now on."""
+        handler = logging.FileHandler(self.path / "log.txt")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger("thumbnet_tf").addHandler(handler)
+
+    def method(self, name: str) -> pathlib.Path:
+        """Returns the folder of a method."""
+        return self.path / name
+
+    def is_done(self, method: str) -> bool:
+        """Returns whether a method's training is finished."""
+        return (self.method(method) / "done.json").is_file()
+
+    def finished_methods(self) -> list[str]:
+        """Returns the finished methods, the teacher first, in the order of `stages.METHODS`."""
+        return [name for name in METHODS if self.is_done(name)]
+
+    def load_model(self, method: str, name: str) -> keras.Model:
+        """Loads `teacher`, `student` or `downscaler` of a finished method.
+
+        Raises:
+            UserError: when the file is missing or broken.
+        """
+        return load_keras(self.method(method) / f"{name}.keras")
+
+    def bind_data(self, facts: Mapping[str, Any]) -> None:
+        """Writes `data.json`, or checks that a resumed run still sees the data it started with.
+
+        Raises:
+            UserError: when the data changed.
+        """
+        path = self.path / "data.json"
+        if path.exists():
+            old = json.loads(path.read_text())
+            changed = [key for key in facts if key != "bad_images" and old.get(key) != facts[key]]
+            if changed:
+                raise UserError(
+                    f"the data changed since this run started ({', '.join(changed)} differ from {path}); "
+                    "restore it, or start a new --run_dir"
+                )
+        write_atomically(path, json.dumps(facts, indent=2) + "\n")
+
+
+def load_keras(path: str | os.PathLike) -> keras.Model:
+    """Loads a `.keras` file (safe mode on).
+
+    Raises:
+        UserError: when it is missing or is no readable Keras model.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"a trained model is expected here; finish the training first. Received: {path}, which doesn't exist")
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises many kinds for a broken archive
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} can't be loaded as a Keras model ({reason}); restore it or train again") from error
+
+
+def save_keras(model: keras.Model, path: pathlib.Path) -> None:
+    """Saves a model beside its place and renames it."""
+    partial = path.with_name(f"partial-{path.name}")
+    with saving(path):
+        model.save(partial)
+        os.replace(partial, path)
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file beside its place and renames it, so that it is old or new and never half."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def saving(path: pathlib.Path) -> Iterator[None]:
+    """Turns a failure to write (full disk, read-only folder) into one line."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} can't be written ({reason}); what was saved before is intact. Make room, then give the same command again"
+        ) from error
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
+    """Reads a CSV file as dicts of strings; a missing file has no rows."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: pathlib.Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a CSV file atomically."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with saving(path):
+        write_atomically(path, text.getvalue())
+
+
+class Checkpoints:
+    """The states of one training, written beside and renamed by TensorFlow; the last two are kept."""
+
+    def __init__(self, folder: pathlib.Path, objects: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._checkpoint = tf.train.Checkpoint(**objects)
+        self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=2)
+
+    def restore(self, log: Callable[[str], None]) -> bool:
+        """Restores the last readable state.
+
+        Returns:
+            Whether there was one; False on a fresh start.
+
+        Raises:
+            UserError: when there are states and none can be read.
+        """
+        for path in reversed(self._manager.checkpoints):
+            try:
+                self._checkpoint.restore(path).assert_consumed()
+                return True
+            except (tf.errors.OpError, AssertionError, ValueError) as error:
+                log(f"checkpoint {path} is unreadable ({' '.join(str(error).split())[:120]}); trying the one before")
+        if self._manager.checkpoints:
+            raise UserError(f"no checkpoint in {self.folder} can be read; delete that folder to train this method from its start")
+        return False
+
+    def save(self, step: int) -> None:
+        """Writes a state."""
+        with saving(self.folder):
+            self._manager.save(checkpoint_number=step)
+
+    def remove(self) -> None:
+        """Deletes all states, once the training's result is saved."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,68 @@
+"""The methods: which downscaler, which initial weights and which losses each one trains with.
+
+The ablation of the paper is the rows of `METHODS`; nothing else in the package branches on a method's name.
+"""
+
+import dataclasses
+
+from thumbnet_tf.config import Config, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One row of the comparison.
+
+    Attributes:
+        downscaler: what makes the network's input: none (full image), bicubic, area, or learned (E).
+        losses: terms of the training loss, of cl, kd, fm, mm; empty trains nothing.
+        from_teacher: whether the network starts from T's weights (False: from random ones).
+        about: what the row shows, for help and tables.
+    """
+
+    downscaler: str
+    losses: tuple[str, ...]
+    from_teacher: bool
+    about: str
+
+
+ORIGINAL = "original"
+
+METHODS: dict[str, Method] = {
+    ORIGINAL: Method("none", ("cl",), False, "the teacher T on full images"),
+    "direct": Method("bicubic", (), True, "T's weights on bicubic thumbnails, not trained"),
+    "area": Method("area", ("cl",), True, "area thumbnails, CL"),
+    "bicubic": Method("bicubic", ("cl",), True, "bicubic thumbnails, CL"),
+    "bicubic_kd": Method("bicubic", ("cl", "kd"), True, "bicubic thumbnails, CL + KD"),
+    "supervised": Method("learned", ("cl",), True, "learned thumbnails, CL"),
+    "supervised_kd": Method("learned", ("cl", "kd"), True, "learned thumbnails, CL + KD"),
+    "supervised_kd_fm": Method("learned", ("cl", "kd", "fm"), True, "learned thumbnails, CL + KD + FM"),
+    "thumbnet": Method("learned", ("cl", "kd", "fm", "mm"), True, "learned thumbnails, CL + KD + FM + MM"),
+    "no_mm": Method("learned", ("cl", "kd", "fm"), True, "thumbnet without MM (the same as supervised_kd_fm)"),
+    "no_kd": Method("learned", ("cl", "fm", "mm"), True, "thumbnet without KD"),
+    "no_fm": Method("learned", ("cl", "kd", "mm"), True, "thumbnet without FM"),
+}
+
+
+def students(cfg: Config) -> tuple[str, ...]:
+    """Returns the methods that a run compares with its teacher, in the order given.
+
+    Raises:
+        UserError: on an unknown or repeated method.
+    """
+    names = tuple(name for name in cfg.methods if name != ORIGINAL)
+    allowed = [name for name in METHODS if name != ORIGINAL]
+    for name in names:
+        if name not in allowed:
+            raise UserError(f"--methods takes a comma-separated list of {', '.join(allowed)}. Received: {name!r}")
+        if names.count(name) > 1:
+            raise UserError(f"--methods must name a method once. Received: {name!r} {names.count(name)} times")
+    return names
+
+
+def loss_weights(method: str, cfg: Config) -> dict[str, float]:
+    """Returns the weights of the loss terms that are on: options of `cfg`, for the losses in the method's row."""
+    weights = {"cl": cfg.w_cl, "kd": cfg.w_kd, "fm": cfg.w_fm, "mm": cfg.w_mm}
+    on = METHODS[method].losses
+    if method == ORIGINAL:
+        return {"cl": 1.0}
+    return {name: weights[name] for name in on if weights[name] > 0}

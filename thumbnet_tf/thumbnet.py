@@ -1,0 +1,107 @@
+"""Assembly: the student S from the teacher T, the feature-mapping decoder D, and the model that ships (E + S)."""
+
+import keras
+from keras import layers
+
+from thumbnet_tf import backbones, downscaler
+from thumbnet_tf.config import Config, UserError
+
+
+def build_teacher(cfg: Config, num_classes: int, *, synchronized: bool = False) -> keras.Model:
+    """Builds T, random, on the full image."""
+    return backbones.build(cfg.backbone, cfg.image_size, num_classes, cfg.width, synchronized=synchronized)
+
+
+def build_student(cfg: Config, teacher: keras.Model, *, synchronized: bool = False) -> tuple[keras.Model, list[str]]:
+    """Builds S: T's architecture on the thumbnail, started from T's weights.
+
+    Returns:
+        S, and the names of the layers that start anew because their shape depends on the input's size.
+    """
+    num_classes = teacher.output["logits"].shape[-1]
+    student = backbones.build(cfg.backbone, cfg.thumbnail_size, num_classes, cfg.width, synchronized=synchronized)
+    return student, copy_weights(teacher, student)
+
+
+def build_downscaler(cfg: Config, kind: str, *, synchronized: bool = False) -> keras.Model:
+    """Builds the downscaler of one kind (learned, bicubic, area) for this configuration."""
+    return downscaler.build(
+        kind, cfg.image_size, cfg.ratio, cfg.downscaler_width, cfg.thumbnail_bits, synchronized=synchronized
+    )
+
+
+def build_shipped(cfg: Config, kind: str, small: keras.Model, student: keras.Model) -> keras.Model:
+    """Builds what ships: one flat model of a downscaler and S, with their trained weights and nothing else.
+
+    Args:
+        cfg: the run's configuration.
+        kind: the downscaler's kind.
+        small: the trained downscaler.
+        student: the trained S.
+
+    Returns:
+        A model from images `(B, size, size, 3)` in [0, 255] to `{"thumbnail": ..., "logits": (B, C)}`.
+    """
+    num_classes = student.output["logits"].shape[-1]
+    image = keras.Input((cfg.image_size, cfg.image_size, 3), name="image")
+    thumbnail = downscaler.connect(kind, image, cfg.ratio, cfg.downscaler_width, cfg.thumbnail_bits)
+    outputs = backbones.connect(cfg.backbone, thumbnail, num_classes, cfg.width)
+    shipped = keras.Model(image, {"thumbnail": thumbnail, "logits": outputs["logits"]}, name="thumbnet")
+    weights = {layer.name: layer.get_weights() for part in (small, student) for layer in part.layers}
+    for layer in shipped.layers:
+        layer.set_weights(weights[layer.name])
+    return shipped
+
+
+def copy_weights(source: keras.Model, target: keras.Model) -> list[str]:
+    """Copies the weights of equally named layers; returns the names of those whose shapes differ, left as they are.
+
+    Raises:
+        UserError: when the two models don't hold the same layers.
+    """
+    sources = {layer.name: layer for layer in source.layers if layer.weights}
+    targets = {layer.name: layer for layer in target.layers if layer.weights}
+    if set(sources) != set(targets):
+        odd = sorted(set(sources) ^ set(targets))
+        raise UserError(f"the teacher's layers don't match the configured backbone; they differ in {odd[:4]}")
+    anew = []
+    for name, layer in targets.items():
+        given = sources[name].get_weights()
+        if [value.shape for value in given] == [tuple(weight.shape) for weight in layer.weights]:
+            layer.set_weights(given)
+        else:
+            anew.append(name)
+    return anew
+
+
+def build_decoder(student: keras.Model, teacher: keras.Model, tap: str) -> keras.Model:
+    """Builds D, which decodes a map of T from the same map of S: conv, ReLU, conv, depth to space.
+
+    Args:
+        student: S, with taps as outputs.
+        teacher: T, with taps as outputs.
+        tap: name of the tap.
+
+    Returns:
+        A model from S's map `(B, h, w, c)` to T's `(B, H, W, C)`.
+
+    Raises:
+        UserError: when the models have no such tap.
+    """
+    taps = [name for name in teacher.output if name != "logits"]
+    if tap not in taps:
+        raise UserError(f"--fm_tap must be one of {', '.join(taps)} for this backbone. Received: {tap!r}")
+    small, large = student.output[tap].shape[1:], teacher.output[tap].shape[1:]
+    height, width, channels = small
+    factor = -(-large[0] // height)
+    x = feature = keras.Input(small, name="student_map")
+    x = layers.Conv2D(channels, 3, padding="same", kernel_initializer="he_normal", name="decoder_1_conv")(x)
+    x = layers.ReLU(name="decoder_1_relu")(x)
+    x = layers.Conv2D(large[-1] * factor**2, 3, padding="same", dtype="float32", name="decoder_2_conv")(x)
+    # depth to space in plain layers: (h, w, f f C) -> (h, w, f, f, C) -> (h, f, w, f, C) -> (h f, w f, C)
+    x = layers.Reshape((height, width, factor, factor, large[-1]), name="decoder_split")(x)
+    x = layers.Permute((1, 3, 2, 4, 5), name="decoder_permute")(x)
+    x = layers.Reshape((height * factor, width * factor, large[-1]), name="decoder_merge")(x)
+    if x.shape[1:3] != large[:2]:  # odd sizes round up under S's strides and so overshoot T's map
+        x = layers.Resizing(*large[:2], name="decoder_resize")(x)
+    return keras.Model(feature, x, name="decoder")

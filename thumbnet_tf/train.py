@@ -1,0 +1,230 @@
+"""Trains the teacher T, then the downscaler E and the inference network S by each method, and compares them.
+
+  python -m thumbnet_tf.train --flagfile=experiments/quickstart.flags
+  python -m thumbnet_tf.train --dataset=folder:photos --image_size=128 --run_dir=runs/photos
+
+The same command goes on after an interruption, and trains nothing when the run is finished.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import sys
+
+import keras
+import tensorflow as tf
+
+from thumbnet_tf import flags, loop, stages, thumbnet
+from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.data import pipeline, sources
+from thumbnet_tf.evaluate import evaluate, table
+from thumbnet_tf.runs import RunDir, load_keras, save_keras, write_atomically
+from thumbnet_tf.stages import METHODS, ORIGINAL
+from thumbnet_tf.trainer import Trainer
+
+_log = logging.getLogger(__name__)
+
+
+def train(cfg: Config) -> RunDir:
+    """Trains and evaluates everything that the configuration asks for.
+
+    Args:
+        cfg: the configuration; an empty `run_dir` means `runs/default`.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        UserError: on a mistake that the user can mend.
+        loop.Interrupted: after SIGINT or SIGTERM, with the state saved.
+    """
+    cfg = dataclasses.replace(cfg, run_dir=cfg.run_dir or "runs/default").resolved()
+    students = stages.students(cfg)
+    run = RunDir(cfg.run_dir)
+    with run.lock():
+        run.claim(cfg)
+        run.log_to_file()
+        strategy = make_strategy(cfg)
+        keras.config.set_dtype_policy(cfg.mixed_precision)
+        dataset = sources.load(cfg, log=_log.info)
+        run.bind_data(_data_facts(dataset))
+        for method in (ORIGINAL, *students):
+            if not run.is_done(method):
+                _train_method(method, cfg, run, dataset, strategy)
+        evaluate(run, dataset)
+    return run
+
+
+def make_strategy(cfg: Config) -> tf.distribute.Strategy:
+    """Returns the distribution strategy; must run before TensorFlow has touched its devices.
+
+    Raises:
+        UserError: when the batch can't be divided among the replicas, or the CPU can't be split any more.
+    """
+    if cfg.cpu_devices > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        try:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * cfg.cpu_devices)
+        except RuntimeError:
+            if len(tf.config.list_logical_devices("CPU")) != cfg.cpu_devices:
+                raise UserError("--cpu_devices can't change once TensorFlow runs in this process; start a new one") from None
+    kind = "GPU" if cfg.cpu_devices == 1 and tf.config.list_physical_devices("GPU") else "CPU"
+    devices = [device.name for device in tf.config.list_logical_devices(kind)]
+    if cfg.strategy == "none" or (cfg.strategy == "auto" and len(devices) == 1):
+        return tf.distribute.get_strategy()
+    if cfg.batch_size % len(devices):
+        raise UserError(f"--batch_size must be a multiple of the {len(devices)} replicas. Received: {cfg.batch_size}")
+    return tf.distribute.MirroredStrategy(devices)
+
+
+def build_trainer(method: str, cfg: Config, num_classes: int, teacher: keras.Model | None, *, synchronized: bool = False) -> Trainer:
+    """Builds the models of a method and what trains them, without an optimizer.
+
+    Args:
+        method: a row of `stages.METHODS`.
+        cfg: the configuration.
+        num_classes: C.
+        teacher: T; None when T itself is to be trained.
+        synchronized: whether batch statistics are taken over all replicas.
+    """
+    keras.utils.set_random_seed(cfg.seed)  # every method starts E, S and D alike
+    row = METHODS[method]
+    weights = stages.loss_weights(method, cfg)
+    small = None if row.downscaler == "none" else thumbnet.build_downscaler(cfg, row.downscaler, synchronized=synchronized)
+    if row.from_teacher:
+        student, anew = thumbnet.build_student(cfg, teacher, synchronized=synchronized)
+        if anew:
+            _log.info("%s: layers whose shape depends on the input's size start anew: %s", method, ", ".join(anew))
+    else:
+        student = thumbnet.build_teacher(cfg, num_classes, synchronized=synchronized)
+    decoder = thumbnet.build_decoder(student, teacher, cfg.fm_tap) if "fm" in weights else None
+    return Trainer(
+        student,
+        downscaler=small,
+        teacher=teacher,
+        decoder=decoder,
+        loss_weights=weights,
+        temperature=cfg.temperature,
+        fm_tap=cfg.fm_tap,
+        mm_std_weight=cfg.mm_std_weight,
+        label_smoothing=cfg.label_smoothing,
+        clip_norm=cfg.clip_norm,
+    )
+
+
+def build_optimizer(cfg: Config, peak_rate: float, total_steps: int, variables: list[keras.Variable]) -> keras.Optimizer:
+    """Builds the optimizer with its warm-up and cosine decay to 0.
+
+    Args:
+        cfg: the configuration.
+        peak_rate: highest learning rate.
+        total_steps: steps until the rate is 0.
+        variables: all variables to train; weight decay leaves out biases and batch normalisation.
+    """
+    warmup = round(cfg.warmup_fraction * total_steps)
+    rate = keras.optimizers.schedules.CosineDecay(
+        peak_rate / max(warmup, 1) if warmup else peak_rate, max(total_steps - warmup, 1),
+        warmup_target=peak_rate if warmup else None, warmup_steps=warmup,
+    )
+    common = {"weight_decay": cfg.weight_decay or None, "use_ema": cfg.ema_momentum > 0, "ema_momentum": cfg.ema_momentum or 0.99}
+    if cfg.optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **common)
+    else:
+        optimizer = keras.optimizers.AdamW(rate, **{**common, "weight_decay": cfg.weight_decay})
+    optimizer.exclude_from_weight_decay(var_list=[v for v in variables if not v.path.endswith("kernel")])
+    if cfg.mixed_precision == "mixed_float16":
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+def _train_method(method: str, cfg: Config, run: RunDir, dataset: sources.Dataset, strategy: tf.distribute.Strategy) -> None:
+    """Trains one method to its end and saves its models; `done.json` is written last."""
+    folder = run.method(method)
+    is_teacher = method == ORIGINAL
+    if is_teacher and cfg.teacher != "train":
+        models = {"teacher": _given_teacher(cfg, dataset)}
+    else:
+        split = dataset.splits["train"]
+        epochs = cfg.teacher_epochs if is_teacher else cfg.epochs
+        steps = pipeline.steps_per_epoch(split, cfg)
+        with strategy.scope():
+            teacher = None if is_teacher else run.load_model(ORIGINAL, "teacher")
+            trainer = build_trainer(
+                method, cfg, len(dataset.class_names), teacher, synchronized=strategy.num_replicas_in_sync > 1
+            )
+            peak_rate = cfg.teacher_learning_rate if is_teacher else cfg.learning_rate
+            trainer.compile(optimizer=build_optimizer(cfg, peak_rate, epochs * steps, trainer.trainable_variables))
+        if METHODS[method].losses:
+            loop.train(
+                trainer, cfg, folder, name=method, epochs=epochs, steps_per_epoch=steps,
+                train_batches=lambda step: pipeline.train_batches(split, cfg, start_step=step, epochs=epochs),
+                validation_batches=pipeline.eval_batches(dataset.splits["validation"], cfg),
+                strategy=strategy,
+            )
+        models = {"teacher": trainer.student} if is_teacher else {"downscaler": trainer.downscaler, "student": trainer.student}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, model in models.items():
+        save_keras(model, folder / f"{name}.keras")
+    write_atomically(folder / "done.json", json.dumps(_environment(), indent=2) + "\n")
+
+
+def _given_teacher(cfg: Config, dataset: sources.Dataset) -> keras.Model:
+    """Loads T from a run directory or its `teacher.keras`, as this run's backbone."""
+    path = pathlib.Path(cfg.teacher)
+    if path.is_dir():
+        path = path / ORIGINAL / "teacher.keras"
+    given = load_keras(path)
+    teacher = thumbnet.build_teacher(cfg, len(dataset.class_names))
+    anew = thumbnet.copy_weights(given, teacher)
+    if anew:
+        raise UserError(
+            f"--teacher must have this run's --backbone={cfg.backbone}, --width={cfg.width}, --image_size and "
+            f"{len(dataset.class_names)} classes. Received: {path}, whose {anew[0]} has other shapes"
+        )
+    return teacher
+
+
+def _data_facts(dataset: sources.Dataset) -> dict:
+    return {
+        "dataset": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "classes": list(dataset.class_names),
+        "examples": {name: split.num_examples for name, split in dataset.splits.items()},
+        "bad_images": {name: [list(item) for item in split.bad] for name, split in dataset.splits.items()},
+    }
+
+
+def _environment() -> dict[str, str]:
+    packages = ("tensorflow", "keras", "tensorflow-datasets", "thumbnet_tf")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {"python": sys.version.split()[0], **versions}
+
+
+def main(cfg: Config) -> int:
+    """Runs `train` and says where everything lies."""
+    name = flags.flagfile_name(sys.argv[1:])
+    cfg = dataclasses.replace(cfg, run_dir=cfg.run_dir or os.path.join("runs", pathlib.Path(name or "default").stem))
+    try:
+        run = train(cfg)
+    except loop.Interrupted as stop:
+        print(f"interrupted by {stop}; the state is saved. The same command goes on.", file=sys.stderr)
+        return stop.exit_code
+    print(table(run))
+    print(
+        f"\nmodels, logs and results: {run.path}\n"
+        f"  python -m thumbnet_tf.predict --run_dir={run.path} FILE...\n"
+        f"  python -m thumbnet_tf.plots   --run_dir={run.path}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main, Config, __doc__)

@@ -1,0 +1,172 @@
+"""The training step: the only home of the gradient tape, of the combined loss and of its scaling over replicas."""
+
+from collections.abc import Mapping
+
+import keras
+import tensorflow as tf
+
+from thumbnet_tf import losses
+
+
+class Trainer(keras.Model):
+    """Trains a student, and a learned downscaler with it, under any of ThumbNet's four losses.
+
+    Works in `fit` and `evaluate`, alone or under `tf.distribute`, on batches `(images, labels[, weights])`: images
+    `(B, H, W, 3)` in [0, 255], labels `(B,)` integers, weights `(B,)` (0 for padding).
+
+    Training T itself is the case without downscaler and teacher.
+    """
+
+    def __init__(
+        self,
+        student: keras.Model,
+        *,
+        downscaler: keras.Model | None = None,
+        teacher: keras.Model | None = None,
+        decoder: keras.Model | None = None,
+        loss_weights: Mapping[str, float],
+        temperature: float = 4.0,
+        fm_tap: str = "stage2",
+        mm_std_weight: float = 1.0,
+        label_smoothing: float = 0.0,
+        clip_norm: float = 0.0,
+    ) -> None:
+        """Takes the models and the loss.
+
+        Args:
+            student: model from (thumbnail) images to a dict with `logits` and taps.
+            downscaler: model from images to the student's input; None feeds the images themselves.
+            teacher: frozen model from images to a dict with `logits` and taps; needed by KD and FM, and
+                for the agreement with it.
+            decoder: model from the student's tap to the teacher's; needed by FM.
+            loss_weights: weight of each term that is on, of cl, kd, fm, mm.
+            temperature: tau of KD.
+            fm_tap: name of FM's tap.
+            mm_std_weight: lambda of MM.
+            label_smoothing: of CL.
+            clip_norm: largest norm of the global gradient; 0 for no clipping.
+
+        Raises:
+            ValueError: when a term's model is missing.
+        """
+        super().__init__(name="trainer")
+        needs = {"kd": {"teacher"}, "fm": {"teacher", "decoder"}, "mm": {"downscaler"}, "cl": set()}
+        given = {"teacher": teacher, "decoder": decoder, "downscaler": downscaler}
+        for term in loss_weights:
+            if term not in needs:
+                raise ValueError(f"loss_weights takes the terms {', '.join(needs)}. Received: {term!r}")
+            for name in needs[term]:
+                if given[name] is None:
+                    raise ValueError(f"the loss term {term} needs a {name}. Received: {name}=None")
+        self.student, self.downscaler, self.decoder = student, downscaler, decoder
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.trainable = False
+        self.term_weights = dict(loss_weights)
+        self.temperature, self.fm_tap, self.mm_std_weight = temperature, fm_tap, mm_std_weight
+        self.label_smoothing, self.clip_norm = label_smoothing, clip_norm
+        names = ["loss", *loss_weights, "accuracy"] + (["agreement"] if teacher is not None else [])
+        self.trackers = [keras.metrics.Mean(name=name) for name in names]
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Running means of the loss, of its terms, of the accuracy and of the agreement with T."""
+        return list(self.trackers)
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether a training step runs the teacher."""
+        return bool({"kd", "fm"} & set(self.term_weights))
+
+    def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """Returns the student's outputs and the `thumbnail` that it saw."""
+        images = tf.cast(images, tf.float32)
+        thumbnail = images if self.downscaler is None else self.downscaler(images, training=training)
+        return {**self.student(thumbnail, training=training), "thumbnail": thumbnail}
+
+    def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
+        """Takes one step on one replica's part of the batch and returns the running means."""
+        images, labels, weights = _unpack(data)
+        targets = self._teach(images) if self.is_taught else None
+        with tf.GradientTape() as tape:
+            outputs = self(images, training=True)
+            terms = self._loss_terms(images, labels, outputs, targets)
+            total = self._weighted(terms)
+            # sum over the replica, divided once by the number of examples on all replicas: gradients are summed
+            # over replicas by the optimizer, so every replica count and every uneven batch gives the same step
+            loss = tf.reduce_sum(total * weights) / _sum_over_replicas(tf.reduce_sum(weights))
+            scaled_loss = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        gradients = tape.gradient(scaled_loss, variables)
+        if self.clip_norm > 0:
+            gradients = self._clip(gradients)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return self._track(total, terms, labels, outputs, targets, weights)
+
+    def test_step(self, data: tuple) -> dict[str, tf.Tensor]:
+        """Evaluates one replica's part of a batch and returns the running means."""
+        images, labels, weights = _unpack(data)
+        targets = None if self.teacher is None else self._teach(images)
+        outputs = self(images, training=False)
+        terms = self._loss_terms(images, labels, outputs, targets)
+        return self._track(self._weighted(terms), terms, labels, outputs, targets, weights)
+
+    def _teach(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {name: tf.stop_gradient(value) for name, value in self.teacher(images, training=False).items()}
+
+    def _loss_terms(
+        self, images: tf.Tensor, labels: tf.Tensor, outputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor] | None
+    ) -> dict[str, tf.Tensor]:
+        """Returns the unweighted loss terms that are on, `(B,)` float32 each."""
+        terms = {}
+        if "cl" in self.term_weights:
+            terms["cl"] = losses.classification(labels, outputs["logits"], self.label_smoothing)
+        if "kd" in self.term_weights:
+            terms["kd"] = losses.distillation(targets["logits"], outputs["logits"], self.temperature)
+        if "fm" in self.term_weights:
+            decoded = self.decoder(outputs[self.fm_tap])
+            terms["fm"] = losses.feature_mapping(targets[self.fm_tap], decoded)
+        if "mm" in self.term_weights:
+            terms["mm"] = losses.moment_matching(images, outputs["thumbnail"], self.mm_std_weight)
+        return terms
+
+    def _weighted(self, terms: dict[str, tf.Tensor]) -> tf.Tensor:
+        return tf.add_n([self.term_weights[name] * value for name, value in terms.items()])
+
+    def _clip(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Scales the gradients so that their sum over all replicas has at most the norm `clip_norm`.
+
+        The optimizer's own clipping acts before the sum, on each replica's share, and so depends on their number.
+        """
+        norm = tf.linalg.global_norm(_sum_over_replicas(gradients)) / self.optimizer.scale_loss(tf.constant(1.0))
+        factor = tf.minimum(1.0, self.clip_norm / (norm + 1e-12))
+        return [gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]
+
+    def _track(
+        self,
+        total: tf.Tensor,
+        terms: dict[str, tf.Tensor],
+        labels: tf.Tensor,
+        outputs: dict[str, tf.Tensor],
+        targets: dict[str, tf.Tensor] | None,
+        weights: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        predicted = tf.argmax(outputs["logits"], axis=-1, output_type=tf.int64)
+        values = {"loss": total, **terms, "accuracy": predicted == tf.cast(labels, tf.int64)}
+        if targets is not None:
+            values["agreement"] = predicted == tf.argmax(targets["logits"], axis=-1, output_type=tf.int64)
+        for tracker in self.trackers:
+            if tracker.name in values:
+                tracker.update_state(tf.cast(values[tracker.name], tf.float32), sample_weight=weights)
+        return {tracker.name: tracker.result() for tracker in self.metrics}
+
+
+def _unpack(data: tuple) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+    images = tf.cast(images, tf.float32)
+    weights = tf.ones(tf.shape(images)[:1]) if weights is None else tf.cast(weights, tf.float32)
+    return images, labels, weights
+
+
+def _sum_over_replicas(value):
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
