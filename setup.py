@@ -10,9 +10,11 @@ setup(
     python_requires=">=3.11,<3.13",
     install_requires=[
         "absl-py>=1.4,<2",  # tensorflow-model-optimization pins it
+        "importlib_resources>=6,<8",  # tensorflow-datasets imports it and does not declare it
         "keras>=3.15,<3.16",
         "matplotlib>=3.8,<4",
         "numpy>=1.26,<3",
+        "pillow>=10",
         "tensorflow>=2.21,<2.22",
         "tensorflow-datasets>=4.9.10,<4.10",
         "tensorflow-model-optimization>=0.8.1,<0.9",
@@ -21,6 +23,6 @@ setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
-        "test": ["pillow>=10", "pytest>=8,<10", "ruff>=0.9,<1"],
+        "test": ["pytest>=8,<10", "ruff>=0.9,<1"],
     },
 )

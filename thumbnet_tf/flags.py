@@ -13,6 +13,7 @@ from typing import Any
 
 from absl import app
 from absl import flags as absl_flags
+from absl import logging as absl_logging
 
 from thumbnet_tf.config import UserError
 
@@ -38,6 +39,8 @@ def run(main: Callable[[Any], int | None], options_type: type, usage: str, posit
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     package.addHandler(handler)
+    absl_logging.set_verbosity(absl_logging.WARNING)  # TFDS reports every file it opens
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     define(options_type, positional)
 
     def entry(argv: Sequence[str]) -> int | None:

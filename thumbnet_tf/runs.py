@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -240,7 +239,3 @@ class Checkpoints:
         """Writes a state."""
         with saving(self.folder):
             self._manager.save(checkpoint_number=step)
-
-    def remove(self) -> None:
-        """Deletes all states, once the training's result is saved."""
-        shutil.rmtree(self.folder, ignore_errors=True)

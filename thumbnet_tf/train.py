@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import sys
 
 import keras
@@ -169,6 +170,7 @@ def _train_method(method: str, cfg: Config, run: RunDir, dataset: sources.Datase
     for name, model in models.items():
         save_keras(model, folder / f"{name}.keras")
     write_atomically(folder / "done.json", json.dumps(_environment(), indent=2) + "\n")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _given_teacher(cfg: Config, dataset: sources.Dataset) -> keras.Model:
