@@ -127,6 +127,9 @@ class Config:
     teacher: str = option("train", "train, or a finished run directory (or its teacher.keras) to take T from")
     ratio: int = option(4, "the thumbnail's side is image_size / ratio: 2 (4x fewer pixels) or 4 (16x fewer)", minimum=2, maximum=4)
     downscaler_width: int = option(16, "channels inside the learned downscaler E", minimum=1, maximum=256)
+    downscaler_residual: float = option(
+        0.3, "how strongly E departs from area downscaling before training; 0 = not at all", minimum=0.0, maximum=2.0
+    )
     thumbnail_bits: int = option(8, "bits a thumbnail's channel is rounded to; 0 = no rounding", minimum=0, maximum=8)
 
     # --- losses

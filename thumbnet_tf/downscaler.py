@@ -9,8 +9,11 @@ import tensorflow as tf
 from keras import layers
 
 from thumbnet_tf.backbones import BATCH_NORM
+from thumbnet_tf.initializers import LostBand
 
 FIXED = ("bicubic", "area")
+
+_KERNEL = {2: 5, 4: 7}  # side of E's first convolution by ratio: about two thumbnail pixels
 
 
 @keras.saving.register_keras_serializable(package="thumbnet_tf")
@@ -34,7 +37,32 @@ class ToThumbnail(layers.Layer):
         return {**super().get_config(), "bits": self.bits}
 
 
-def build(kind: str, size: int, ratio: int, width: int = 16, bits: int = 8, *, synchronized: bool = False) -> keras.Model:
+@keras.saving.register_keras_serializable(package="thumbnet_tf")
+class Bicubic(layers.Layer):
+    """Antialiased bicubic downscaling by a whole ratio.
+
+    `keras.layers.Resizing` would do, but its call defaults to training=True, which a functional model that is called
+    without `training` hands on to the batch normalisation behind it.
+    """
+
+    def __init__(self, ratio: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.ratio = ratio
+
+    def call(self, images: tf.Tensor) -> tf.Tensor:
+        size = [images.shape[1] // self.ratio, images.shape[2] // self.ratio]
+        return tf.image.resize(images, size, "bicubic", antialias=True)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return (input_shape[0], input_shape[1] // self.ratio, input_shape[2] // self.ratio, input_shape[3])
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "ratio": self.ratio}
+
+
+def build(
+    kind: str, size: int, ratio: int, width: int = 16, bits: int = 8, residual: float = 0.3, *, synchronized: bool = False
+) -> keras.Model:
     """Builds a downscaler.
 
     Args:
@@ -43,47 +71,55 @@ def build(kind: str, size: int, ratio: int, width: int = 16, bits: int = 8, *, s
         ratio: r, 2 or 4.
         width: channels inside E.
         bits: bits a thumbnail's channel is rounded to; 0 for none.
+        residual: how strongly E departs from the average before training; at 0 it starts as the average.
         synchronized: whether E's batch statistics are taken over all replicas.
 
     Returns:
         A model from `(B, size, size, 3)` to `(B, size/r, size/r, 3)` float32, both in [0, 255].
     """
     image = keras.Input((size, size, 3), name="image")
-    thumbnail = connect(kind, image, ratio, width, bits, synchronized=synchronized)
+    thumbnail = connect(kind, image, ratio, width, bits, residual, synchronized=synchronized)
     return keras.Model(image, thumbnail, name=f"{kind}_downscaler")
 
 
 def connect(
-    kind: str, image: keras.KerasTensor, ratio: int, width: int = 16, bits: int = 8, *, synchronized: bool = False
+    kind: str,
+    image: keras.KerasTensor,
+    ratio: int,
+    width: int = 16,
+    bits: int = 8,
+    residual: float = 0.3,
+    *,
+    synchronized: bool = False,
 ) -> keras.KerasTensor:
     """Lays a downscaler's layers upon an image tensor and returns the thumbnail's tensor (arguments as in `build`)."""
     if kind == "bicubic":
-        size = image.shape[1] // ratio
-        x = layers.Resizing(size, size, "bicubic", antialias=True, dtype="float32", name="downscaler_bicubic")(image)
+        x = Bicubic(ratio, dtype="float32", name="downscaler_bicubic")(image)
     elif kind == "area":
         x = layers.AveragePooling2D(ratio, dtype="float32", name="downscaler_area")(image)
     elif kind == "learned":
-        x = _learned(image, ratio, width, synchronized)
+        x = _learned(image, ratio, width, residual, synchronized)
     else:
         raise ValueError(f"kind must be learned, {' or '.join(FIXED)}. Received: {kind!r}")
     return ToThumbnail(bits, name="thumbnail")(x)
 
 
-def _learned(image: keras.KerasTensor, ratio: int, width: int, synchronized: bool) -> keras.KerasTensor:
-    """E: the r x r average plus a residual, which starts at 0, of two strided-first convolutions and a mixing one.
+def _learned(image: keras.KerasTensor, ratio: int, width: int, residual: float, synchronized: bool) -> keras.KerasTensor:
+    """E: the r x r average plus a residual of a strided convolution, a second one and a mixing one.
 
-    The stride stands in the first convolution, so that hardly any work is done at full size; batch normalisation
-    lifts weak fine texture to unit variance; its rectified responses, pooled by the second convolution, tell
-    textures apart that the average can't carry.
+    The stride stands in the first convolution, so that hardly any work is done at full size. Its filters start on
+    the band that the average loses, batch normalisation lifts weak texture to unit variance, and the second
+    convolution pools the rectified responses: so the thumbnail shows from the start where there is which texture.
     """
     x = layers.Rescaling(1 / 128, offset=-1.0, dtype="float32", name="downscaler_rescaling")(image)
     area = layers.AveragePooling2D(ratio, dtype="float32", name="downscaler_area")(x)
-    for index, (kernel, stride) in enumerate(((2 * ratio - 1, ratio), (3, 1)), 1):
+    for index, (kernel, stride, initializer) in enumerate(((_KERNEL[ratio], ratio, LostBand(ratio)), (3, 1, "he_normal")), 1):
         x = layers.Conv2D(
-            width, kernel, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"downscaler_{index}_conv"
+            width, kernel, stride, padding="same", use_bias=False, kernel_initializer=initializer, name=f"downscaler_{index}_conv"
         )(x)
         x = layers.BatchNormalization(synchronized=synchronized, name=f"downscaler_{index}_bn", **BATCH_NORM)(x)
         x = layers.ReLU(name=f"downscaler_{index}_relu")(x)
-    residual = layers.Conv2D(3, 1, kernel_initializer="zeros", dtype="float32", name="downscaler_residual")(x)
-    x = layers.Add(dtype="float32", name="downscaler_add")([area, residual])
+    mixing = keras.initializers.RandomNormal(stddev=residual / width**0.5)
+    x = layers.Conv2D(3, 1, kernel_initializer=mixing, dtype="float32", name="downscaler_residual")(x)
+    x = layers.Add(dtype="float32", name="downscaler_add")([area, x])
     return layers.Rescaling(128.0, offset=128.0, dtype="float32", name="downscaler_pixels")(x)

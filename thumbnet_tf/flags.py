@@ -5,6 +5,7 @@
 
 import dataclasses
 import logging
+import os
 import signal
 import sys
 import typing
@@ -39,6 +40,7 @@ def run(main: Callable[[Any], int | None], options_type: type, usage: str, posit
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     package.addHandler(handler)
+    logging.getLogger("__main__").parent = package  # the main's own logger, whose name hides that it is ours
     absl_logging.set_verbosity(absl_logging.WARNING)  # TFDS reports every file it opens
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     define(options_type, positional)
@@ -52,6 +54,9 @@ def run(main: Callable[[Any], int | None], options_type: type, usage: str, posit
             return main(options)
         except UserError as error:
             return _fail(error, 1)
+        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
 
     try:
         app.run(entry, flags_parser=_parse)

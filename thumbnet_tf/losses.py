@@ -21,7 +21,7 @@ def classification(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float 
     """
     logits = tf.cast(logits, tf.float32)
     classes = logits.shape[-1]
-    target = tf.one_hot(labels, classes) if labels.shape.rank == 1 else tf.cast(labels, tf.float32)
+    target = tf.one_hot(labels, classes) if len(labels.shape) == 1 else tf.cast(labels, tf.float32)
     target = (1.0 - label_smoothing) * target + label_smoothing / classes
     return -tf.reduce_sum(target * tf.nn.log_softmax(logits), axis=-1)
 

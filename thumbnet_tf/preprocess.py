@@ -17,7 +17,7 @@ def decode_image(data: tf.Tensor) -> tf.Tensor:
     """Decodes an encoded image to RGB.
 
     JPEG (grey, CMYK and progressive too), PNG (grey, palette, 16 bits, 1 bit), BMP (8, 24 and 32 bits), GIF (first
-    frame), WebP (no animation without alpha) and JPEG XL. Alpha is dropped, not blended; 16 bits are reduced to 8.
+    frame) and WebP (no animation without alpha). Alpha is dropped, not blended; of 16 bits the upper 8 are kept.
     EXIF orientation is ignored, as TFDS and `keras.utils.image_dataset_from_directory` do.
 
     Args:
@@ -92,8 +92,8 @@ def train_view(image: tf.Tensor, seed: tf.Tensor, size: int, min_area: float, fl
     """Cuts a random rectangle, resizes it and may mirror it: a pure function of the image and `seed`.
 
     The rectangle's share of the image's area is uniform in [min_area, 1] and its aspect ratio log-uniform in
-    [3/4, 4/3], given that it lies inside the image. Should none of ten candidates do (very long images), the last
-    one is clipped to the image.
+    [3/4, 4/3], given that it lies inside the image. Should none of ten candidates do (very long images, or a minimum
+    area near 1), it is the largest one of an allowed aspect ratio.
 
     Args:
         image: uint8 (H, W, 3) in [0, 255].
@@ -114,8 +114,9 @@ def train_view(image: tf.Tensor, seed: tf.Tensor, size: int, min_area: float, fl
     aspect = tf.exp(low + (high - low) * draws[CROP_TRIES : 2 * CROP_TRIES])
     candidates = tf.round(tf.stack([tf.sqrt(area / aspect), tf.sqrt(area * aspect)], axis=-1))
     inside = tf.reduce_all(candidates <= limit, axis=-1)
-    chosen = tf.where(tf.reduce_any(inside), tf.argmax(inside), CROP_TRIES - 1)
-    extent = tf.clip_by_value(candidates[chosen], 1.0, limit)
+    largest = tf.minimum(limit, tf.stack([limit[1] / ASPECT_RANGE[0], limit[0] * ASPECT_RANGE[1]]))
+    extent = tf.where(tf.reduce_any(inside), candidates[tf.argmax(inside)], tf.floor(largest))
+    extent = tf.maximum(extent, 1.0)
     # floor(u * (room + 1)) is uniform over the room + 1 possible places; u < 1, but the product may round up to it.
     room = limit - extent
     place = tf.cast(tf.minimum(tf.floor(draws[-3:-1] * (room + 1)), room), tf.int32)
@@ -123,7 +124,9 @@ def train_view(image: tf.Tensor, seed: tf.Tensor, size: int, min_area: float, fl
     view = _resize(image[place[0] : place[0] + extent[0], place[1] : place[1] + extent[1]], size)
     if not flip:
         return view
-    columns = tf.range(size)  # gathering columns is several times faster on a CPU than `tf.reverse` or a slice of step -1
+    columns = tf.range(
+        size
+    )  # gathering columns is several times faster on a CPU than `tf.reverse` or a slice of step -1
     return tf.gather(view, tf.where(draws[-1] < 0.5, size - 1 - columns, columns), axis=1)
 
 
@@ -158,11 +161,12 @@ def view_seed(seed: int, example_id: tf.Tensor, view: tf.Tensor) -> tf.Tensor:
 
     Args:
         seed: the run's seed.
-        example_id: int64 scalar, the example's index in its split.
+        example_id: integer scalar, the example's index in its split.
         view: integer scalar, such as the epoch.
 
     Returns:
         int32 (2,).
     """
-    folded = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int32), example_id)
-    return tf.random.experimental.stateless_fold_in(folded, view)
+    # The folded-in number's type becomes the seed's type.
+    folded = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int32), tf.cast(example_id, tf.int32))
+    return tf.random.experimental.stateless_fold_in(folded, tf.cast(view, tf.int32))

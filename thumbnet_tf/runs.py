@@ -26,6 +26,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from thumbnet_tf import downscaler  # noqa: F401 - registers the layers that saved models hold
 from thumbnet_tf.config import Config, UserError, to_flagfile
 from thumbnet_tf.stages import METHODS
 

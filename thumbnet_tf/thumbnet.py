@@ -26,7 +26,13 @@ def build_student(cfg: Config, teacher: keras.Model, *, synchronized: bool = Fal
 def build_downscaler(cfg: Config, kind: str, *, synchronized: bool = False) -> keras.Model:
     """Builds the downscaler of one kind (learned, bicubic, area) for this configuration."""
     return downscaler.build(
-        kind, cfg.image_size, cfg.ratio, cfg.downscaler_width, cfg.thumbnail_bits, synchronized=synchronized
+        kind,
+        cfg.image_size,
+        cfg.ratio,
+        cfg.downscaler_width,
+        cfg.thumbnail_bits,
+        cfg.downscaler_residual,
+        synchronized=synchronized,
     )
 
 

@@ -78,7 +78,17 @@ def make_strategy(cfg: Config) -> tf.distribute.Strategy:
         return tf.distribute.get_strategy()
     if cfg.batch_size % len(devices):
         raise UserError(f"--batch_size must be a multiple of the {len(devices)} replicas. Received: {cfg.batch_size}")
-    return tf.distribute.MirroredStrategy(devices)
+    return mirrored(devices)
+
+
+def mirrored(devices: list[str]) -> tf.distribute.MirroredStrategy:
+    """Returns a MirroredStrategy; on CPU devices one that adds up on one device.
+
+    TensorFlow's default there, collective operations, numbers them anew in each strategy, so that two trainings in
+    one process get in each other's way.
+    """
+    on_cpu = all("CPU" in device for device in devices)
+    return tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice() if on_cpu else None)
 
 
 def build_trainer(method: str, cfg: Config, num_classes: int, teacher: keras.Model | None, *, synchronized: bool = False) -> Trainer:

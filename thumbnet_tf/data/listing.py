@@ -105,7 +105,8 @@ def list_folder(root: Path, log: Callable[[str], None]) -> Listing:
         if set(found) != set(classes):
             odd = ", ".join(sorted(set(found) ^ set(classes), key=natural_key)[:5])
             raise UserError(
-                f"{root}: train and {split} must have the same class folders; rename or add. Received: only in one: {odd}"
+                f"{root}: train and {split} must have the same class folders; rename or add. "
+                f"Received: only in one: {odd}"
             )
     splits, identity = {}, []
     for split, found in listed.items():
@@ -135,12 +136,14 @@ def _list_classes(folder: Path, root: Path, log: Callable[[str], None]) -> dict[
     if ignored:
         some = ", ".join(path.relative_to(root).as_posix() for path in ignored[:3])
         log(
-            f"{folder}: {len(ignored)} files or folders ignored that are hidden or not named like images, such as {some}"
+            f"{folder}: {len(ignored)} files or folders ignored that are hidden or not named like images, "
+            f"such as {some}"
         )
     empty = [name for name, images in classes.items() if not images]
     if empty:
         raise UserError(
-            f"{folder}: each class folder must hold images ({', '.join(IMAGE_SUFFIXES)}); fill or remove it. Received: empty {empty[0]}"
+            f"{folder}: each class folder must hold images ({', '.join(IMAGE_SUFFIXES)}); fill or remove it. "
+            f"Received: empty {empty[0]}"
         )
     if len(classes) < 2:
         raise UserError(f"{folder} must hold at least 2 class folders with images. Received: {len(classes)}")
@@ -162,7 +165,8 @@ def list_tfds(dataset: str, data_dir: str, log: Callable[[str], None]) -> Listin
     keys = info.supervised_keys
     if not keys or len(keys) != 2 or not all(isinstance(key, str) and key in info.features for key in keys):
         raise UserError(
-            f"--dataset needs a TFDS set with supervised_keys (image, label); choose another. Received: {dataset} with {keys}"
+            f"--dataset needs a TFDS set with supervised_keys (image, label); choose another. "
+            f"Received: {dataset} with {keys}"
         )
     image, label = (info.features[key] for key in keys)
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
@@ -206,7 +210,7 @@ def _builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
         raise UserError(
             f"--dataset must be fine_detail, folder:PATH or a TFDS name; {hint} Received: {dataset}"
         ) from None
-    except Exception as error:  # noqa: BLE001 - TFDS raises many types: unknown configuration, version, malformed name
+    except Exception as error:
         raise UserError(
             f"--dataset can't be opened by TFDS ({_line(error)}); correct the name. Received: {dataset}"
         ) from None
@@ -223,11 +227,11 @@ def _prepare(builder: tfds.core.DatasetBuilder, dataset: str, log: Callable[[str
     log(f"preparing {dataset} in {builder.data_dir}")
     try:
         builder.download_and_prepare()
-    except Exception as error:  # noqa: BLE001 - network, checksum, disc, missing manual download: all need the same remedy
+    except Exception as error:
         raise UserError(
-            f"{dataset} isn't prepared and can't be prepared here ({_line(error)}); prepare it elsewhere with `python -c \"import "
-            f"tensorflow_datasets as t; t.builder('{dataset}').download_and_prepare()\"` and copy its folder to "
-            f"{builder.data_dir}, or set --data_dir. Received: --dataset={dataset}"
+            f"{dataset} isn't prepared and can't be prepared here ({_line(error)}); prepare it elsewhere with "
+            f"`python -c \"import tensorflow_datasets as t; t.builder('{dataset}').download_and_prepare()\"` "
+            f"and copy its folder to {builder.data_dir}, or set --data_dir. Received: --dataset={dataset}"
         ) from None
 
 

@@ -53,11 +53,23 @@ def train_batches(split: Split, cfg: Config, start_step: int = 0, epochs: int | 
     epoch_examples = steps_per_epoch(split, cfg) * cfg.batch_size
     total = (cfg.epochs if epochs is None else epochs) * epoch_examples
     start = min(start_step * cfg.batch_size, total)
+    first = start // epoch_examples
     labels = tf.constant(split.labels, tf.int64)
 
-    def example(image: tf.Tensor, index: tf.Tensor, epoch: tf.Tensor) -> dict[str, tf.Tensor]:
+    def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        """Returns (epoch, index) of each example to come, and its encoded data in a stream."""
+        seed = preprocess.view_seed(cfg.seed, epoch, _ORDER)
+        seen = tf.where(epoch == first, tf.constant(start % epoch_examples, tf.int64), 0)
+        if split.store.random_access:
+            order = tf.random.experimental.stateless_shuffle(tf.range(split.num_examples, dtype=tf.int64), seed)
+            order = order[seen:epoch_examples]
+            return tf.data.Dataset.from_tensor_slices((tf.fill(tf.shape(order), epoch), order))
+        shuffled = split.store.encoded().shuffle(STREAM_SHUFFLE, tf.cast(seed[0], tf.int64), False)
+        return shuffled.take(epoch_examples).skip(seen).map(lambda index, data: (epoch, index, data))
+
+    def example(epoch: tf.Tensor, index: tf.Tensor, *data: tf.Tensor) -> dict[str, tf.Tensor]:
         image = preprocess.training_image(
-            image,
+            preprocess.decode_image(*data) if data else split.store.get(index),
             preprocess.view_seed(cfg.seed, index, epoch),
             augment=cfg.augment,
             size=cfg.image_size,
@@ -66,39 +78,9 @@ def train_batches(split: Split, cfg: Config, start_step: int = 0, epochs: int | 
         )
         return _example(image, labels[index], index)
 
-    if split.store.random_access:
-
-        def from_position(position: tf.Tensor) -> dict[str, tf.Tensor]:
-            epoch = position // epoch_examples
-            index = tf.random.experimental.index_shuffle(
-                position % epoch_examples,
-                seed=preprocess.view_seed(cfg.seed, epoch, _ORDER),
-                max_index=split.num_examples - 1,
-            )
-            return example(split.store.get(index), index, epoch)
-
-        dataset = tf.data.Dataset.range(start, total).map(from_position, tf.data.AUTOTUNE, deterministic=True)
-    else:
-        first = start // epoch_examples
-
-        def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-            seed = preprocess.view_seed(cfg.seed, epoch, _ORDER)
-            shuffled = split.store.encoded().shuffle(STREAM_SHUFFLE, tf.cast(seed[0], tf.int64), False)
-            seen = tf.where(epoch == first, start % epoch_examples, 0)
-            records = shuffled.take(epoch_examples).skip(tf.cast(seen, tf.int64))
-            return records.map(lambda index, data: (epoch, index, data))
-
-        dataset = (
-            tf.data.Dataset.range(first, total // epoch_examples)
-            .flat_map(of_epoch)
-            .map(
-                lambda epoch, index, data: example(preprocess.decode_image(data), index, epoch),
-                tf.data.AUTOTUNE,
-                deterministic=True,
-            )
-            .apply(tf.data.experimental.assert_cardinality(total - start))
-        )
-    return _batched(dataset, cfg.batch_size)
+    dataset = tf.data.Dataset.range(first, total // epoch_examples).flat_map(of_epoch)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(total - start))
+    return _batched(dataset.map(example, tf.data.AUTOTUNE, deterministic=True), cfg.batch_size)
 
 
 def eval_batches(split: Split, cfg: Config, batch_size: int | None = None) -> tf.data.Dataset:
@@ -119,23 +101,14 @@ def eval_batches(split: Split, cfg: Config, batch_size: int | None = None) -> tf
     batch_size = cfg.batch_size if batch_size is None else batch_size
     labels = tf.constant(split.labels, tf.int64)
 
-    def example(image: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+    def example(index: tf.Tensor, *data: tf.Tensor) -> dict[str, tf.Tensor]:
+        image = preprocess.decode_image(*data) if data else split.store.get(index)
         return _example(preprocess.eval_crop(image, cfg.image_size, cfg.crop_fraction), labels[index], index)
 
-    if split.store.random_access:
-        dataset = tf.data.Dataset.range(split.num_examples).map(
-            lambda index: example(split.store.get(index), index), tf.data.AUTOTUNE, deterministic=True
-        )
-    else:
-        dataset = (
-            split.store.encoded()
-            .map(
-                lambda index, data: example(preprocess.decode_image(data), index),
-                tf.data.AUTOTUNE,
-                deterministic=True,
-            )
-            .apply(tf.data.experimental.assert_cardinality(split.num_examples))
-        )
+    store = split.store
+    dataset = tf.data.Dataset.range(split.num_examples) if store.random_access else store.encoded()
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(split.num_examples))
+    dataset = dataset.map(example, tf.data.AUTOTUNE, deterministic=True)
     missing = -split.num_examples % batch_size
     if missing:
         filler = tf.zeros((cfg.image_size, cfg.image_size, 3), tf.uint8)

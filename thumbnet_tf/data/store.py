@@ -95,7 +95,7 @@ class StreamStore:
 _decode = tf.function(preprocess.decode_image, input_signature=[tf.TensorSpec((), tf.string)])
 
 
-def _attempt(fetch: Callable[[Any], bytes], item: Any) -> tf.Tensor | str:
+def try_decode(fetch: Callable[[Any], bytes], item: Any) -> tf.Tensor | str:
     """Returns the decoded image, or a line that says why there is none."""
     try:
         data = fetch(item)
@@ -151,7 +151,7 @@ def check_images(
         pending_bytes = 0
 
     with ThreadPoolExecutor(cpu_count()) as pool, tf.device("CPU"):
-        results = (image for block in _blocks(items) for image in pool.map(lambda item: _attempt(fetch, item), block))
+        results = (image for block in _blocks(items) for image in pool.map(lambda item: try_decode(fetch, item), block))
         for position, image in enumerate(progress.track(results, total, what)):
             if isinstance(image, str):
                 bad[position] = image

@@ -1,0 +1,48 @@
+"""One process, two logical CPU devices: enough to test distribution without an accelerator."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from thumbnet_tf import backbones
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    """Leaves no precision policy of one test to the next."""
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def tiny_resnet(monkeypatch):
+    """Makes `resnet18` two stages of one block: the real entry points run, in a second."""
+    monkeypatch.setitem(backbones.RESNETS, "resnet18", ((1, 1), False))
+
+
+@pytest.fixture
+def photos():
+    """Returns a function `(count, size, seed) -> uint8 (count, size, size, 3)` of smooth, textured, coloured images."""
+
+    def render(count: int, size: int, seed: int = 0) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        y, x = np.mgrid[:size, :size] / size
+        images = []
+        for _ in range(count):
+            fx, fy, phase = rng.uniform(-8, 8), rng.uniform(-8, 8), rng.uniform(0, 6)
+            pattern = np.sin(2 * np.pi * (fx * x + fy * y) + phase)[..., None] * rng.uniform(10, 60, 3)
+            light = (x * rng.uniform(-80, 80) + y * rng.uniform(-80, 80))[..., None]
+            noise = rng.normal(0, 8, (size, size, 3))
+            images.append(rng.uniform(60, 190, 3) + pattern + light + noise)
+        return np.clip(np.rint(images), 0, 255).astype(np.uint8)
+
+    return render

@@ -1,0 +1,70 @@
+"""A small finished run, trained once for all tests that use one up."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thumbnet_tf.config import Config
+from thumbnet_tf.runs import RunDir
+from thumbnet_tf.train import train
+
+CLASSES = ("blue_disc", "green_disc", "red_disc")
+IMAGE_SIZE, RATIO = 32, 2
+
+
+def disc(label: int, seed: int, size: int = 40) -> np.ndarray:
+    """Returns a noisy disc in the class's colour on a grey gradient, uint8 (size, size + 6, 3)."""
+    rng = np.random.default_rng([label, seed])
+    y, x = np.mgrid[:size, : size + 6]
+    image = 100.0 + 60 * x[..., None] / size + rng.normal(0, 12, (size, size + 6, 3))
+    centre = rng.uniform(0.35, 0.65, 2) * size
+    inside = np.hypot(y - centre[0], x - centre[1]) < rng.uniform(0.2, 0.35) * size
+    colour = np.full(3, 40.0)
+    colour[2 - label] = 220.0
+    image[inside] = colour + rng.normal(0, 12, (inside.sum(), 3))
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def write_discs(root: Path, count: int) -> Path:
+    """Writes `count` PNG files to a folder for each class."""
+    for label, name in enumerate(CLASSES):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(disc(label, i)).save(root / name / f"{i}.png")
+    return root
+
+
+@functools.cache  # a fixture imported by several modules would run once for each
+def _trained(folder: Path) -> Path:
+    cfg = Config(
+        run_dir=str(folder / "run"),
+        dataset=f"folder:{write_discs(folder / 'images', 12)}",
+        image_size=IMAGE_SIZE,
+        ratio=RATIO,
+        augment="none",
+        width=0.0625,
+        downscaler_width=4,
+        batch_size=8,
+        teacher_epochs=2,
+        epochs=1,
+        methods=("direct", "bicubic", "thumbnet"),
+        strategy="none",
+        tensorboard=False,
+    )
+    return train(cfg).path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> RunDir:
+    """Returns a finished run of three methods on 32 x 32 discs; read it, and copy it before changing it."""
+    return RunDir(_trained(tmp_path_factory.getbasetemp() / "tiny_run"))
+
+
+@pytest.fixture(scope="session")
+def disc_files(tiny_run) -> list[str]:
+    """Returns four of its images, of all classes."""
+    images = tiny_run.path.parent / "images"
+    return [str(images / name) for name in ("blue_disc/0.png", "green_disc/3.png", "red_disc/10.png", "red_disc/2.png")]

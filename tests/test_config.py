@@ -1,0 +1,82 @@
+"""The options: bounds, choices, round trips."""
+
+import dataclasses
+
+import pytest
+
+from thumbnet_tf import stages
+from thumbnet_tf.config import Config, UserError, to_flagfile
+
+
+def test_json_round_trip_keeps_every_option():
+    cfg = Config(dataset="folder:x", methods=("direct", "no_mm"), seed=3, w_kd=0.5, tensorboard=False)
+    assert Config.from_json(cfg.to_json()) == cfg
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"ratio": 3}, "--ratio must be 2 or 4. Received: 3"),
+        ({"ratio": 8}, "--ratio must be 2 to 4. Received: 8"),
+        ({"image_size": 100}, "--image_size must be a multiple of 16 at --ratio=4. Received: 100"),
+        ({"width": 0.0}, "--width must be 0.03125 to 4.0. Received: 0.0"),
+        ({"w_kd": -1.0}, "--w_kd must be at least 0.0. Received: -1.0"),
+        ({"backbone": "resnet19"}, "--backbone must be one of resnet18, resnet34, resnet50, vgg11. Received: 'resnet19'"),
+        ({"w_cl": 0.0, "w_kd": 0.0}, "can't both be 0"),
+        ({"epochs": 1.5}, "--epochs takes a int. Received: 1.5"),
+        ({"temperature": float("nan")}, "--temperature must be a finite number"),
+    ],
+)
+def test_bad_values_are_named_with_what_is_allowed(values, message):
+    with pytest.raises(UserError) as error:
+        Config(**values)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_json_with_an_unknown_option_or_broken_is_refused():
+    with pytest.raises(UserError, match=r"options this version doesn't know. Received: \['colour'\]"):
+        Config.from_json('{"colour": 1}')
+    with pytest.raises(UserError, match="not valid JSON"):
+        Config.from_json('{"seed": ')
+
+
+def test_every_option_has_help_and_a_legal_default():
+    for field in dataclasses.fields(Config):
+        assert len(field.metadata["help"]) > 5, field.name
+    assert Config() == Config().resolved().__class__()
+
+
+def test_auto_depends_on_the_dataset():
+    own, photos = Config(dataset="fine_detail/hard").resolved(), Config(dataset="folder:x").resolved()
+    assert (own.augment, own.crop_fraction) == ("none", 1.0)
+    assert (photos.augment, photos.crop_fraction) == ("crop_flip", 0.875)
+    assert Config(dataset="folder:x", augment="none", crop_fraction=0.5).resolved().crop_fraction == 0.5
+
+
+def test_flagfile_has_a_line_for_each_option():
+    text = to_flagfile(Config(methods=("direct",), tensorboard=False), "first\nsecond")
+    lines = text.splitlines()
+    assert lines[:2] == ["# first", "# second"]
+    assert "--methods=direct" in lines
+    assert "--tensorboard=false" in lines
+    assert len(lines) == 2 + len(dataclasses.fields(Config))
+
+
+def test_methods_are_checked():
+    assert stages.students(Config(methods=("original", "no_mm"))) == ("no_mm",)
+    with pytest.raises(UserError, match="Received: 'bicubik'"):
+        stages.students(Config(methods=("bicubik",)))
+    with pytest.raises(UserError, match="'direct' 2 times"):
+        stages.students(Config(methods=("direct", "direct")))
+
+
+def test_rows_of_the_ablation():
+    cfg = Config(w_cl=1.0, w_kd=2.0, w_fm=3.0, w_mm=4.0)
+    assert stages.loss_weights("thumbnet", cfg) == {"cl": 1.0, "kd": 2.0, "fm": 3.0, "mm": 4.0}
+    assert stages.loss_weights("no_kd", cfg) == {"cl": 1.0, "fm": 3.0, "mm": 4.0}
+    assert stages.loss_weights("no_fm", cfg) == {"cl": 1.0, "kd": 2.0, "mm": 4.0}
+    assert stages.loss_weights("bicubic_kd", cfg) == {"cl": 1.0, "kd": 2.0}
+    assert stages.loss_weights("direct", cfg) == {}
+    assert stages.loss_weights("original", Config(w_cl=0.0)) == {"cl": 1.0}
+    assert stages.loss_weights("thumbnet", Config(w_fm=0.0)).keys() == {"cl", "kd", "mm"}

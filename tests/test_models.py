@@ -1,0 +1,209 @@
+"""Backbones, downscalers, decoder and assembly: costs as published, shapes, shared weights, what ships."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from thumbnet_tf import backbones, costs, downscaler, thumbnet
+from thumbnet_tf.config import Config, UserError
+
+# shared reference costs, 120 classes: G multiply-adds, MiB of convolution outputs, M parameters
+REFERENCE = [
+    ("resnet18", 224, 1.814, 9.5, 11.24),
+    ("resnet18", 112, 0.485, 2.4, 11.24),
+    ("resnet18", 56, 0.129, 0.6, 11.24),
+    ("resnet34", 224, 3.663, 14.3, 21.35),
+    ("resnet34", 56, 0.267, 1.0, 21.35),
+    ("resnet50", 224, 4.087, 42.4, 23.75),
+    ("resnet50", 112, 1.076, 10.8, 23.75),
+    ("resnet50", 56, 0.297, 2.8, 23.75),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "gmacs", "mebibytes", "mparams"), REFERENCE)
+def test_costs_equal_the_reference_table(name, size, gmacs, mebibytes, mparams):
+    model = backbones.build(name, size, 120)
+    assert costs.macs(model) / 1e9 == pytest.approx(gmacs, rel=0.01)
+    assert costs.activation_bytes(model) / 2**20 == pytest.approx(mebibytes, abs=0.06)
+    assert costs.parameters(model) / 1e6 == pytest.approx(mparams, rel=0.01)
+
+
+@pytest.mark.parametrize(("size", "gmacs"), [(224, 7.485), (112, 1.871), (56, 0.453)])
+def test_vgg_convolutions_equal_the_reference_table(size, gmacs):
+    model = backbones.build("vgg11", size, 120)
+    convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    total = sum(np.prod(layer.kernel.shape) * np.prod(layer.output.shape[1:3]) for layer in convolutions)
+    assert total / 1e9 == pytest.approx(gmacs, rel=0.01)
+    dense = 120 * 4096 + 4096**2 + 512 * (size // 32) ** 2 * 4096
+    assert costs.macs(model) == total + dense
+
+
+def test_downscaler_is_cheap_at_224_pixels():
+    thumbnail_macs = costs.macs(backbones.build("resnet18", 56, 1000))
+    macs = costs.macs(downscaler.build("learned", 224, 4))
+    assert macs <= 0.12 * thumbnail_macs
+    assert macs > 0
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg11"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_backbones_give_logits_and_taps(name, batch, photos):
+    model = backbones.build(name, 64, 7, 0.125)
+    outputs = model(photos(batch, 64))
+    assert outputs["logits"].shape == (batch, 7)
+    assert len(outputs) == (6 if name == "vgg11" else 5)
+    sizes = [outputs[f"stage{i}"].shape[1] for i in (1, 2, 3, 4)]
+    assert sizes == ([32, 16, 8, 4] if name == "vgg11" else [16, 8, 4, 2])
+    logits = outputs["logits"].numpy()
+    assert np.isfinite(logits).all()
+    assert logits.std() > 1e-3
+
+
+def test_backbone_is_flat_and_plain():
+    plain = (
+        "InputLayer", "Rescaling", "Conv2D", "BatchNormalization", "ReLU", "MaxPooling2D", "Add", "Flatten", "Dense",
+        "GlobalAveragePooling2D",
+    )  # fmt: skip
+    for name in ("resnet18", "resnet50", "vgg11"):
+        assert {type(layer).__name__ for layer in backbones.build(name, 64, 3, 0.0625).layers} <= set(plain)
+
+
+def test_networks_normalise_inside():
+    # (p - 128) / 128: 0 -> -1, 128 -> 0, 255 -> 127/128
+    rescaling = backbones.build("resnet18", 32, 2, 0.0625).get_layer("rescaling")
+    np.testing.assert_array_equal(rescaling(np.array([[0, 128, 255]], np.uint8)), [[-1, 0, 127 / 128]])
+
+
+def test_too_small_for_vgg_is_one_line():
+    with pytest.raises(UserError, match="VGG-11 needs a thumbnail of at least 32 pixels"):
+        backbones.build("vgg11", 16, 3)
+    with pytest.raises(UserError, match="Received: 'alexnet'"):
+        backbones.build("alexnet", 64, 3)
+
+
+def area(images, ratio):
+    n, h, w, c = images.shape
+    return images.reshape(n, h // ratio, ratio, w // ratio, ratio, c).mean((2, 4))
+
+
+@pytest.mark.parametrize("ratio", [2, 4])
+@pytest.mark.parametrize("kind", ["learned", "area", "bicubic"])
+def test_thumbnails_are_8_bit_images(kind, ratio, photos):
+    images = photos(3, 64)
+    thumbnails = downscaler.build(kind, 64, ratio)(images).numpy()
+    assert thumbnails.shape == (3, 64 // ratio, 64 // ratio, 3)
+    assert thumbnails.dtype == np.float32
+    np.testing.assert_array_equal(thumbnails, np.rint(thumbnails))
+    assert thumbnails.min() >= 0
+    assert thumbnails.max() <= 255
+    one = downscaler.build(kind, 64, ratio)(images[:1]).numpy()
+    np.testing.assert_array_equal(one[0], thumbnails[0]) if kind != "learned" else None
+    assert np.abs(thumbnails - area(images.astype(np.float32), ratio)).mean() < (40 if kind == "learned" else 8)
+
+
+def test_area_is_the_rounded_mean(photos):
+    images = photos(2, 32)
+    mean = area(images.astype(np.float64), 4)
+    thumbnails = downscaler.build("area", 32, 4)(images).numpy()
+    assert np.abs(thumbnails - mean).max() <= 0.5 + 1e-4
+
+
+def test_bicubic_is_antialiased(photos):
+    images = photos(2, 32).astype(np.float32)
+    expected = tf.image.resize(images, (8, 8), "bicubic", antialias=True)
+    thumbnails = downscaler.build("bicubic", 32, 4, bits=0)(images)
+    np.testing.assert_allclose(thumbnails, tf.clip_by_value(expected, 0, 255), atol=1e-3)
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(0, None), (8, 256), (3, 8)])
+def test_rounding_bits(bits, levels, photos):
+    thumbnails = downscaler.build("area", 64, 2, bits=bits)(photos(4, 64)).numpy()
+    count = len(np.unique(thumbnails))
+    assert count > 1000 if levels is None else 4 < count <= levels
+
+
+def test_rounding_passes_gradients_inside_the_range_only():
+    layer = downscaler.ToThumbnail(8)
+    x = tf.Variable([[-20.0, 0.4, 100.6, 254.8, 300.0]])
+    with tf.GradientTape() as tape:
+        y = layer(x)
+        value = tf.reduce_sum(y * [[1.0, 2.0, 3.0, 4.0, 5.0]])
+    np.testing.assert_array_equal(y, [[0, 0, 101, 255, 255]])
+    np.testing.assert_array_equal(tape.gradient(value, x), [[0, 2, 3, 4, 0]])
+
+
+def test_student_starts_from_the_teacher():
+    cfg = Config(width=0.125)
+    teacher = thumbnet.build_teacher(cfg, 5)
+    for layer in teacher.layers:  # no value that a fresh student would have by chance
+        layer.set_weights([value + 0.25 for value in layer.get_weights()])
+    student, anew = thumbnet.build_student(cfg, teacher)
+    assert anew == []
+    compared = 0
+    for layer in student.layers:
+        for mine, theirs in zip(layer.get_weights(), teacher.get_layer(layer.name).get_weights(), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+            compared += 1
+    assert compared == len(teacher.weights) > 50
+
+
+def test_vgg_student_tells_which_layers_start_anew():
+    teacher = thumbnet.build_teacher(Config(backbone="vgg11", image_size=128, width=0.0625), 5)
+    student, anew = thumbnet.build_student(Config(backbone="vgg11", image_size=128, width=0.0625), teacher)
+    assert anew == ["dense1"]
+    np.testing.assert_array_equal(student.get_layer("logits").get_weights()[0], teacher.get_layer("logits").get_weights()[0])
+
+
+@pytest.mark.parametrize(("backbone", "size", "ratio", "tap"), [
+    ("resnet18", 96, 4, "stage1"), ("resnet18", 224, 4, "stage3"), ("resnet50", 64, 2, "stage4"), ("vgg11", 224, 4, "stage4"),
+])  # fmt: skip
+def test_decoder_fits_the_teachers_map(backbone, size, ratio, tap):
+    cfg = Config(backbone=backbone, image_size=size, ratio=ratio, width=0.0625)
+    teacher = thumbnet.build_teacher(cfg, 3)
+    student, _ = thumbnet.build_student(cfg, teacher)
+    decoder = thumbnet.build_decoder(student, teacher, tap)
+    assert decoder.input.shape == student.output[tap].shape
+    assert decoder.output.shape == teacher.output[tap].shape
+
+
+def test_decoder_ends_in_depth_to_space(photos):
+    cfg = Config(width=0.0625)
+    teacher = thumbnet.build_teacher(cfg, 3)
+    student, _ = thumbnet.build_student(cfg, teacher)
+    decoder = thumbnet.build_decoder(student, teacher, "stage1")
+    before = keras.Model(decoder.input, decoder.get_layer("decoder_2_conv").output)
+    x = tf.random.stateless_normal((2, *decoder.input.shape[1:]), (1, 2))
+    np.testing.assert_array_equal(decoder(x), tf.nn.depth_to_space(before(x), 4))
+
+
+def test_unknown_tap_is_one_line():
+    cfg = Config(width=0.0625)
+    teacher = thumbnet.build_teacher(cfg, 3)
+    student, _ = thumbnet.build_student(cfg, teacher)
+    with pytest.raises(UserError, match="--fm_tap must be one of stage1, stage2, stage3, stage4 for this backbone"):
+        thumbnet.build_decoder(student, teacher, "stage5")
+
+
+def test_another_architecture_is_refused():
+    with pytest.raises(UserError, match="don't match the configured backbone"):
+        thumbnet.copy_weights(backbones.build("resnet18", 32, 3, 0.0625), backbones.build("resnet34", 32, 3, 0.0625))
+
+
+@pytest.mark.parametrize("kind", ["learned", "bicubic"])
+def test_what_ships_is_the_downscaler_and_the_student_only(kind, photos):
+    cfg = Config(width=0.0625, image_size=64)
+    teacher = thumbnet.build_teacher(cfg, 3)
+    student, _ = thumbnet.build_student(cfg, teacher)
+    small = thumbnet.build_downscaler(cfg, kind)
+    for layer in [*small.layers, *student.layers]:
+        layer.set_weights([value + 0.01 * i for i, value in enumerate(layer.get_weights())])
+    shipped = thumbnet.build_shipped(cfg, kind, small, student)
+    assert {v.path for v in shipped.variables} == {v.path for v in [*small.variables, *student.variables]}
+    assert not any(isinstance(layer, keras.Model) for layer in shipped.layers)
+    images = photos(3, 64)
+    outputs = shipped(images)
+    thumbnails = small(images)
+    np.testing.assert_array_equal(outputs["thumbnail"], thumbnails)
+    np.testing.assert_allclose(outputs["logits"], student(thumbnails)["logits"], atol=1e-5)
+    np.testing.assert_array_equal(outputs["logits"], shipped(tf.constant(images, tf.float32))["logits"])

@@ -1,0 +1,337 @@
+"""Tests of listing, splitting and checking: folders, prepared TFDS sets and mocked ones."""
+
+import hashlib
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from data_helpers import TinyPhotos, encode, picture, write_folder
+
+from thumbnet_tf import preprocess, progress
+from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.data import fine_detail, listing, sources, store
+
+SPLITS = ("train", "validation", "test")
+
+
+def load(dataset, log=lambda line: None, splits=SPLITS, **options):
+    return sources.load(Config(dataset=str(dataset), **options), splits, log)
+
+
+@pytest.fixture(scope="module")
+def tiny_dir(tmp_path_factory):
+    """A data_dir in which all configurations of `tiny_photos` are prepared."""
+    root = tmp_path_factory.mktemp("tfds")
+    for config in TinyPhotos.BUILDER_CONFIGS:
+        TinyPhotos(config=config.name, data_dir=root).download_and_prepare()
+    return str(root)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A folder without split folders: 20 cats, 15 dogs."""
+    return write_folder(tmp_path / "pets", {"cat": 20, "dog": 15})
+
+
+def pixels(split):
+    return [split.store.get(tf.constant(i)).numpy() for i in range(split.num_examples)]
+
+
+# --- folders
+
+
+def test_folder_with_all_splits(tmp_path):
+    write_folder(tmp_path, {f"{s}/{c}": n for s, n in (("train", 12), ("val", 2), ("test", 3)) for c in ("n2", "n10")})
+    (tmp_path / "train/n2/11.png").rename(tmp_path / "train/n2/11.PNG")
+    (tmp_path / "train/n2/Thumbs.db").write_bytes(b"x")
+    (tmp_path / "train/n10/.hidden.png").write_bytes(b"x")
+    (tmp_path / "train/readme.txt").write_text("x")
+    lines = []
+    data = load(f"folder:{tmp_path}", lines.append)
+    assert data.class_names == ("n2", "n10")  # sorted by number
+    train = data.splits["train"]
+    assert train.names[8:12] == ("train/n2/8.png", "train/n2/9.png", "train/n2/10.png", "train/n2/11.PNG")
+    np.testing.assert_array_equal(train.labels, [0] * 12 + [1] * 12)
+    assert data.splits["validation"].names == ("val/n2/0.png", "val/n2/1.png", "val/n10/0.png", "val/n10/1.png")
+    assert data.splits["test"].num_examples == 6
+    assert any("3 files or folders ignored" in line for line in lines)
+    for name, image in zip(train.names, pixels(train), strict=True):
+        np.testing.assert_array_equal(image, preprocess.decode_image((tmp_path / name).read_bytes()))
+
+
+def test_cut_is_fixed():
+    names = [f"cat/{i}.png" for i in range(10)] + [f"dog/{i}.png" for i in range(7)]
+    labels = np.array([0] * 10 + [1] * 7)
+    parts = {part: [names[i] for i in rows] for part, rows in sources.cut(names, labels, True, True).items()}
+    # Other names here make the results of all stored runs incomparable.
+    assert parts["test"] == GOLDEN_TEST
+    assert parts["validation"] == GOLDEN_VALIDATION
+    assert sorted(parts["train"] + parts["validation"] + parts["test"]) == sorted(names)
+    by_hash = sorted(names[:10], key=lambda name: hashlib.sha1(name.encode()).hexdigest())
+    assert set(by_hash[:2]) < set(parts["test"]) and by_hash[2] in parts["validation"]
+
+
+GOLDEN_TEST = ["cat/5.png", "cat/8.png", "dog/3.png", "dog/5.png"]
+GOLDEN_VALIDATION = ["cat/7.png", "dog/4.png"]
+
+
+def test_cut_does_not_depend_on_the_order():
+    names = [f"{i}" for i in range(100)]
+    labels = np.arange(100) % 2
+    parts = sources.cut(names, labels, True, True)
+    turned = sources.cut(names[::-1], labels[::-1], True, True)
+    assert {part: len(rows) for part, rows in parts.items()} == {"train": 72, "validation": 8, "test": 20}
+    for part, rows in parts.items():
+        assert {names[i] for i in rows} == {names[::-1][i] for i in turned[part]}
+
+
+def test_cut_leaves_one_image_to_train():
+    parts = sources.cut(["a", "b", "c"], np.array([0, 1, 1]), True, True)
+    assert sorted(np.array([0, 1, 1])[parts["train"]]) == [0, 1]
+    assert [len(parts[part]) for part in SPLITS] == [2, 0, 1]
+
+
+def test_missing_splits_are_cut_from_train(pets):
+    data = load(f"folder:{pets}")
+    assert [data.splits[name].num_examples for name in SPLITS] == [14 + 10, 2 + 2, 4 + 3]
+    names = [name for split in data.splits.values() for name in split.names]
+    assert len(set(names)) == 35
+    assert load(f"folder:{pets}", splits=("test",)).splits["test"].names == data.splits["test"].names
+
+
+def test_validation_without_test_becomes_the_test_split(tmp_path):
+    write_folder(tmp_path, {f"{s}/{c}": n for s, n in (("train", 10), ("valid", 3)) for c in "ab"})
+    lines = []
+    data = load(f"folder:{tmp_path}", lines.append)
+    assert {name.split("/")[0] for name in data.splits["test"].names} == {"valid"}
+    assert {name.split("/")[0] for name in data.splits["validation"].names} == {"train"}
+    assert [data.splits[name].num_examples for name in SPLITS] == [18, 2, 6]
+    assert any("used as such" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        ({"cat": 2}, "at least 2 class folders"),
+        ({"cat": 2, "dog": 0}, "empty dog"),
+        ({"train": 3}, "at least 2 class folders"),
+        ({"test/cat": 2, "test/dog": 2}, "needs a folder train beside test"),
+        ({"train/cat": 2, "train/dog": 2, "test/cat": 2, "test/cow": 2}, "only in one: cow, dog"),
+        ({"train/cat": 2, "train/dog": 2, "val/cat": 2, "validation/cat": 2}, "two validation folders"),
+    ],
+)
+def test_folder_mistakes_are_told(tmp_path, folders, message):
+    write_folder(tmp_path, folders)
+    with pytest.raises(UserError, match=message) as error:
+        load(f"folder:{tmp_path}")
+    assert "Received: " in str(error.value) and "\n" not in str(error.value)
+
+
+def test_absent_folder_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"existing folder.*nowhere"):
+        load(f"folder:{tmp_path}/nowhere")
+
+
+# --- bad images
+
+
+@pytest.fixture
+def spoilt(pets):
+    """`pets` with four bad files."""
+    good = (pets / "cat/0.png").read_bytes()
+    (pets / "cat/bad1.png").write_bytes(b"")
+    (pets / "cat/bad2.png").write_bytes(good[:500])
+    (pets / "dog/bad3.jpg").write_text("a text with a wrong name")
+    (pets / "dog/bad4.jpeg").write_bytes(encode(picture(40, 40), "JPEG")[:300])
+    return pets
+
+
+def test_bad_images_are_an_error(spoilt):
+    with pytest.raises(UserError, match=r"^4 images can't be decoded; .*--on_bad_image=skip.*Received: ") as error:
+        load(f"folder:{spoilt}")
+    assert all(name in str(error.value) for name in ("cat/bad1.png (it is empty)", "bad2.png", "bad3.jpg", "bad4.jpeg"))
+    assert "\n" not in str(error.value) and "node" not in str(error.value)
+
+
+def test_bad_images_can_be_skipped(spoilt):
+    lines = []
+    data = load(f"folder:{spoilt}", lines.append, on_bad_image="skip")
+    bad = dict(item for split in data.splits.values() for item in split.bad)
+    assert sorted(bad) == ["cat/bad1.png", "cat/bad2.png", "dog/bad3.jpg", "dog/bad4.jpeg"]
+    assert bad["dog/bad3.jpg"].startswith("Unknown image file format")
+    assert sum(split.num_examples for split in data.splits.values()) == 35
+    assert any("4 images left out" in line for line in lines)
+    for limit in (0.0, 1.0):  # the others keep their places, read anew or in memory
+        train = load(f"folder:{spoilt}", on_bad_image="skip", memory_limit_gb=limit).splits["train"]
+        assert not any("bad" in name for name in train.names)
+        for name, image in zip(train.names, pixels(train), strict=True):
+            np.testing.assert_array_equal(image, preprocess.decode_image((spoilt / name).read_bytes()))
+
+
+def test_a_class_of_bad_images_only_is_told(tmp_path):
+    write_folder(tmp_path, {"a": 9, "b": 9})
+    for path in (tmp_path / "b").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"readable training image.*none in b"):
+        load(f"folder:{tmp_path}", on_bad_image="skip")
+
+
+def test_unreadable_file_is_a_bad_image(pets):
+    found = listing.list_folder(pets, lambda line: None)
+    raw = found.splits["train"]()
+    (pets / "cat/0.png").unlink()
+    bad, _ = store.check_images(raw.items(np.arange(3)), raw.fetch, 3, "checking", 1e9)
+    assert bad == {0: "No such file or directory"}
+
+
+# --- fingerprint
+
+
+def test_fingerprint_follows_the_content_only(pets):
+    first = load(f"folder:{pets}").fingerprint
+    assert load(f"folder:{pets}", splits=("test",), memory_limit_gb=0.0, seed=5).fingerprint == first
+    moved = shutil.copytree(pets, pets.parent / "moved")
+    assert load(f"folder:{moved}").fingerprint == first
+    seen = {first}
+    for change in (
+        lambda: (moved / "cat/3.png").unlink(),
+        lambda: (moved / "cat/4.png").rename(moved / "cat/44.png"),
+        lambda: (moved / "cat/5.png").rename(moved / "dog/55.png"),
+        lambda: (moved / "cat/6.png").write_bytes(encode(picture(20, 20), "PNG")),
+        lambda: (moved / "dog").rename(moved / "wolf"),
+    ):
+        change()
+        seen.add(load(f"folder:{moved}").fingerprint)
+    assert len(seen) == 6
+
+
+# --- stores
+
+
+def test_memory_limit_and_chunks(pets, monkeypatch):
+    whole = load(f"folder:{pets}").splits["train"]
+    images = pixels(whole)
+    assert whole.store.num_bytes == sum(image.size for image in images)
+    monkeypatch.setattr(store, "CHUNK_BYTES", 5000)  # two images each
+    chunked = load(f"folder:{pets}").splits["train"]
+    files = load(f"folder:{pets}", memory_limit_gb=0.0).splits["train"]
+    limit = whole.store.num_bytes / 2**30
+    below = load(f"folder:{pets}", memory_limit_gb=limit * 0.99)
+    exact = load(f"folder:{pets}", memory_limit_gb=limit)
+    kinds = [type(s.store).__name__ for s in (whole, chunked, files, below.splits["train"], exact.splits["train"])]
+    assert kinds == ["MemoryStore", "MemoryStore", "FileStore", "FileStore", "MemoryStore"]
+    assert type(below.splits["test"].store).__name__ == "MemoryStore"  # there is room for the smaller ones
+    assert type(exact.splits["test"].store).__name__ == "FileStore"  # what is left of the limit is for all
+    for a, b, c in zip(images, pixels(chunked), pixels(files), strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+
+
+def test_progress_shows_after_a_while_only(capsys, monkeypatch):
+    assert list(progress.track(range(3), 3, "quick work")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    assert list(progress.track(range(3), 3, "slow work")) == [0, 1, 2]
+    lines = capsys.readouterr().err.splitlines()
+    assert "3/3" in lines[-1] and lines[-1].startswith("slow work")
+    assert "\r" not in "".join(lines)
+
+
+# --- TFDS
+
+
+def test_prepared_set_with_all_splits(tiny_dir):
+    data = load("tiny_photos/train_validation_test", data_dir=tiny_dir)
+    assert data.class_names == ("ant", "bee", "cow")
+    assert [data.splits[name].num_examples for name in SPLITS] == [24, 24, 24]
+    train = data.splits["train"]
+    assert train.names[0] == "tiny_photos-train.tfrecord-00000-of-00001__0"
+    builder = tfds.builder("tiny_photos/train_validation_test", data_dir=tiny_dir)
+    expected = list(builder.as_dataset(split="train", as_supervised=True).as_numpy_iterator())
+    np.testing.assert_array_equal(train.labels, [label for _, label in expected])
+    for (image, _), got in zip(expected, pixels(train), strict=True):
+        np.testing.assert_array_equal(got, image)
+
+
+def test_prepared_sets_lacking_splits(tiny_dir):
+    data = load("tiny_photos/train", data_dir=tiny_dir)
+    assert [data.splits[name].num_examples for name in SPLITS] == [15, 3, 6]
+    data = load("tiny_photos/train_validation", data_dir=tiny_dir)
+    assert [data.splits[name].num_examples for name in SPLITS] == [21, 3, 24]
+    assert all("-validation." in name for name in data.splits["test"].names)
+    assert len({load(f"tiny_photos/{c}", data_dir=tiny_dir).fingerprint for c in ("train", "train_validation")}) == 2
+
+
+def test_stream_gives_the_same_examples_as_memory(tiny_dir):
+    memory = load("tiny_photos/train", data_dir=tiny_dir)
+    stream = load("tiny_photos/train", data_dir=tiny_dir, memory_limit_gb=0.0)
+    assert stream.fingerprint == memory.fingerprint
+    for name in SPLITS:
+        assert stream.splits[name].names == memory.splits[name].names
+        records = list(stream.splits[name].store.encoded().as_numpy_iterator())
+        assert [index for index, _ in records] == list(range(memory.splits[name].num_examples))
+        for (_, data), image in zip(records, pixels(memory.splits[name]), strict=True):
+            np.testing.assert_array_equal(preprocess.decode_image(data), image)
+
+
+def test_mocked_set():
+    with tfds.testing.mock_data(num_examples=30):
+        data = load("cifar10")
+    assert len(data.class_names) == 10
+    assert data.splits["train"].store.get(tf.constant(0)).shape == (32, 32, 3)
+    assert sum(split.num_examples for split in data.splits.values()) == 30
+
+
+def test_mocked_grey_set_becomes_rgb():
+    with tfds.testing.mock_data(num_examples=30):
+        image = load("mnist").splits["train"].store.get(tf.constant(0)).numpy()
+    assert image.shape == (28, 28, 3) and image.std() > 10
+    np.testing.assert_array_equal(image[..., 0], image[..., 2])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("tf_flower", "did you mean tf_flowers"),
+        ("qqqqqqq", "tensorflow.org/datasets/catalog"),
+        ("not a name!", "can't be opened"),
+        ("tiny_photos/none_such", "can't be opened .*none_such"),
+        ("tiny_photos/test", "needs a train split.*with test"),
+        ("tiny_photos/unsupervised", r"supervised_keys \(image, label\).*with None"),
+        ("tiny_photos/unlabelled", "without a label"),
+        ("fine_detail/none_such", "takes one of default, hard"),
+    ],
+)
+def test_tfds_mistakes_are_told(dataset, message, tiny_dir):
+    with pytest.raises(UserError, match=message) as error:
+        load(dataset, data_dir=tiny_dir)
+    assert "Received: " in str(error.value) and "\n" not in str(error.value)
+
+
+def test_set_of_another_kind_is_told():
+    with tfds.testing.mock_data(num_examples=3), pytest.raises(UserError, match=r"Image and a ClassLabel.*Text"):
+        load("imdb_reviews")
+
+
+def test_failed_download_says_what_to_put_where(tmp_path, monkeypatch):
+    def fail(self, **kwargs):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(TinyPhotos, "download_and_prepare", fail)
+    with pytest.raises(
+        UserError, match=r"ConnectionError: no route to host.*download_and_prepare\(\).*copy its folder"
+    ) as error:
+        load("tiny_photos/train", data_dir=str(tmp_path))
+    assert str(tmp_path / "tiny_photos" / "train" / "1.0.0") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_fine_detail_is_prepared_where_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(fine_detail.FineDetail, "split_sizes", {"train": 40, "validation": 10, "test": 10})
+    data = load("fine_detail", data_dir=str(tmp_path))
+    assert [data.splits[name].num_examples for name in SPLITS] == [40, 10, 10]
+    assert (tmp_path / "fine_detail").is_dir()
+    assert data.splits["train"].store.get(tf.constant(3)).shape == (96, 96, 3)

@@ -1,0 +1,209 @@
+"""One training step: frozen teacher, one student pass, right gradients, the same on one and two replicas."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from thumbnet_tf import losses, stages, thumbnet
+from thumbnet_tf.config import Config
+from thumbnet_tf.train import build_optimizer, build_trainer, mirrored
+from thumbnet_tf.trainer import Trainer
+
+CLASSES = 3
+TRAINED = [name for name, row in stages.METHODS.items() if row.losses]
+
+
+def config(**values) -> Config:
+    common = dict(image_size=32, ratio=2, width=0.0625, fm_tap="stage1", optimizer="sgd", learning_rate=0.01,
+                  teacher_learning_rate=0.01, warmup_fraction=0.0, downscaler_width=4)  # fmt: skip
+    return Config(**{**common, **values})
+
+
+def make_trainer(method: str, cfg: Config, synchronized: bool = False, steps: int = 10) -> Trainer:
+    keras.utils.set_random_seed(7)
+    teacher = None if method == stages.ORIGINAL else thumbnet.build_teacher(cfg, CLASSES, synchronized=synchronized)
+    trainer = build_trainer(method, cfg, CLASSES, teacher, synchronized=synchronized)
+    trainer.compile(optimizer=build_optimizer(cfg, cfg.learning_rate, steps, trainer.trainable_variables))
+    return trainer
+
+
+def values(variables) -> list[np.ndarray]:
+    return [variable.numpy() for variable in variables]
+
+
+@pytest.mark.usefixtures("tiny_resnet")
+def test_teacher_is_bit_equal_after_steps(photos):
+    trainer = make_trainer("thumbnet", config())
+    before = values(trainer.teacher.variables)
+    student = values(trainer.student.trainable_variables)
+    small = values(trainer.downscaler.trainable_variables)
+    data = (photos(6, 32), np.array([0, 1, 2, 0, 1, 2]))
+    trainer.fit(*data, batch_size=3, epochs=2, verbose=0)
+    for old, new in zip(before, values(trainer.teacher.variables), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert trainer.teacher.trainable_variables == []
+    for old, new in ((student, trainer.student), (small, trainer.downscaler)):
+        moved = [np.abs(a - b).max() for a, b in zip(old, values(new.trainable_variables), strict=True)]
+        assert min(moved) > 0, moved
+
+
+@pytest.mark.usefixtures("tiny_resnet")
+def test_batch_statistics_move_once_a_step(photos):
+    trainer = make_trainer("thumbnet", config())
+    images, norm = photos(4, 32), trainer.student.get_layer("stem_bn")
+    before = norm.moving_mean.numpy()
+    stem = keras.Model(trainer.student.input, trainer.student.get_layer("stem_conv").output)
+    twin = make_trainer("thumbnet", config())  # its downscaler's statistics may move instead of the trainer's
+    batch_mean = tf.reduce_mean(stem(twin.downscaler(images, training=True)), [0, 1, 2]).numpy()
+    assert np.abs(batch_mean - before).max() > 0.01
+    trainer.train_step((images, np.zeros(4, np.int64)))
+    once = 0.9 * before + 0.1 * batch_mean
+    np.testing.assert_allclose(norm.moving_mean.numpy(), once, rtol=1e-4, atol=1e-6)
+    after = values(trainer.student.variables)
+    trainer.test_step((images, np.zeros(4, np.int64)))
+    for old, new in zip(after, values(trainer.student.variables), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.usefixtures("tiny_resnet")
+def test_loss_is_the_weighted_mean_of_the_pure_losses(photos):
+    cfg = config(w_cl=0.5, w_kd=2.0, w_fm=3.0, w_mm=4.0, temperature=3.0, mm_std_weight=0.5, label_smoothing=0.1)
+    trainer = make_trainer("thumbnet", cfg)
+    images, labels = photos(5, 32), np.array([0, 2, 1, 1, 0])
+    weights = np.array([1, 1, 1, 0, 1], np.float32)  # the fourth example is padding
+    logs = trainer.evaluate(tf.data.Dataset.from_tensors((images, labels, weights)), verbose=0, return_dict=True)
+    thumbnails = trainer.downscaler(images, training=False)
+    mine, theirs = trainer.student(thumbnails, training=False), trainer.teacher(images, training=False)
+    terms = {
+        "cl": losses.classification(tf.constant(labels), mine["logits"], 0.1),
+        "kd": losses.distillation(theirs["logits"], mine["logits"], 3.0),
+        "fm": losses.feature_mapping(theirs["stage1"], trainer.decoder(mine["stage1"])),
+        "mm": losses.moment_matching(tf.constant(images), thumbnails, 0.5),
+    }
+    real = weights > 0
+    means = {name: float(np.mean(value.numpy()[real])) for name, value in terms.items()}
+    for name, mean in means.items():
+        assert logs[name] == pytest.approx(mean, rel=1e-4), name
+    assert logs["loss"] == pytest.approx(
+        0.5 * means["cl"] + 2 * means["kd"] + 3 * means["fm"] + 4 * means["mm"], rel=1e-4
+    )
+    right = mine["logits"].numpy().argmax(-1) == labels
+    assert logs["accuracy"] == pytest.approx(right[real].mean())
+    agree = mine["logits"].numpy().argmax(-1) == theirs["logits"].numpy().argmax(-1)
+    assert logs["agreement"] == pytest.approx(agree[real].mean())
+
+
+@pytest.mark.usefixtures("tiny_resnet")
+def test_logged_losses_are_running_means_not_the_last_batch(photos):
+    trainer = make_trainer("bicubic", config(learning_rate=0.0))
+    images, labels = photos(6, 32), np.array([0, 1, 2, 2, 1, 0])
+    each = [trainer.test_on_batch(images[i : i + 2], labels[i : i + 2], return_dict=True)["loss"] for i in (0, 2, 4)]
+    trainer.reset_metrics()
+    logs = trainer.evaluate(images, labels, batch_size=2, verbose=0, return_dict=True)
+    assert np.std(each) > 0
+    assert np.isclose(logs["loss"], trainer.evaluate(images, labels, batch_size=6, verbose=0, return_dict=True)["loss"])
+
+
+def replica_weights(method: str, cfg: Config, devices: list[str], photos) -> dict[str, np.ndarray]:
+    strategy = mirrored(devices)
+    with strategy.scope():
+        trainer = make_trainer(method, cfg, synchronized=True)
+        trainer.optimizer.build(trainer.trainable_variables)
+    images, labels = photos(11, 32), np.arange(11) % CLASSES
+    batches = tf.data.Dataset.from_tensor_slices((images, labels, np.ones(11, np.float32))).batch(4)  # 4, 4, 3
+    distributed = strategy.experimental_distribute_dataset(batches)
+
+    # one trace for all batch sizes: Keras' synchronised batch normalisation needs the replicas' static shapes alike
+    @tf.function(input_signature=[distributed.element_spec])
+    def step(batch):
+        strategy.run(trainer.train_step, args=(batch,))
+
+    seen = 0
+    for batch in distributed:
+        step(batch)
+        seen += 1
+    assert seen == 3
+    weights = {v.path: v.numpy() for v in trainer.trainable_variables}
+    weights |= {v.path: v.numpy() for part in (trainer.student, trainer.downscaler) if part for v in part.variables}
+    return weights | {tracker.name: tracker.result().numpy() for tracker in trainer.metrics}
+
+
+@pytest.mark.usefixtures("tiny_resnet")
+@pytest.mark.parametrize("method", TRAINED)
+def test_one_and_two_replicas_train_alike(method, photos):
+    cfg = config(clip_norm=0.5)
+    one = replica_weights(method, cfg, ["CPU:0"], photos)
+    two = replica_weights(method, cfg, ["CPU:0", "CPU:1"], photos)
+    assert one.keys() == two.keys()
+    start = {v.path: v.numpy() for v in make_trainer(method, cfg, synchronized=True).trainable_variables}
+    assert max(np.abs(one[path] - value).max() for path, value in start.items()) > 1e-4
+    for path, value in one.items():
+        np.testing.assert_allclose(two[path], value, atol=1e-6, rtol=1e-6 if path not in start else 0, err_msg=path)
+
+
+@pytest.mark.usefixtures("tiny_resnet")
+def test_clipping_bounds_the_whole_gradient(photos):
+    # plain SGD with rate 1: the step is the clipped gradient
+    trainer = make_trainer("bicubic", config(clip_norm=0.01))
+    trainer.compile(optimizer=keras.optimizers.SGD(1.0))
+    before = values(trainer.trainable_variables)
+    trainer.train_step((photos(4, 32), np.array([0, 1, 2, 0])))
+    step = [a - b for a, b in zip(before, values(trainer.trainable_variables), strict=True)]
+    assert np.sqrt(sum((s**2).sum() for s in step)) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.usefixtures("tiny_resnet")
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_keeps_thumbnails_and_logits_in_float32(policy, photos):
+    keras.config.set_dtype_policy(policy)
+    cfg = config(mixed_precision=policy, clip_norm=1.0)
+    trainer = make_trainer("thumbnet", cfg)
+    images, labels = photos(4, 32), np.array([0, 1, 2, 0])
+    before = values(trainer.student.trainable_variables)
+    trainer.fit(images, labels, batch_size=2, verbose=0)
+    after = values(trainer.student.trainable_variables)
+    assert max(np.abs(a - b).max() for a, b in zip(before, after, strict=True)) > 0
+    assert all(np.isfinite(v).all() for v in after)
+    outputs = trainer(images)
+    assert outputs["logits"].dtype == outputs["thumbnail"].dtype == tf.float32
+    np.testing.assert_array_equal(outputs["thumbnail"], np.rint(outputs["thumbnail"]))
+    assert trainer.student.get_layer("stem_conv").compute_dtype == policy.removeprefix("mixed_")
+
+
+@pytest.mark.usefixtures("tiny_resnet")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weight_decay_leaves_biases_and_batch_normalisation_alone(optimizer):
+    cfg = config(optimizer=optimizer, weight_decay=0.1, learning_rate=0.5)
+    trainer = make_trainer("bicubic", cfg, steps=10**6)
+    before = {v.path: v.numpy() for v in trainer.trainable_variables}
+    trainer.optimizer.apply([tf.zeros(v.shape) for v in trainer.trainable_variables], trainer.trainable_variables)
+    for variable in trainer.trainable_variables:
+        # a zero gradient: only decay moves, w (1 - rate decay) = 0.95 w
+        factor = 0.95 if variable.path.endswith("kernel") else 1.0
+        np.testing.assert_allclose(variable.numpy(), factor * before[variable.path], rtol=1e-5, atol=1e-7)
+
+
+def test_learning_rate_warms_up_and_decays():
+    rate = build_optimizer(config(warmup_fraction=0.1, learning_rate=1.0), 1.0, 100, [])._learning_rate
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(55), rate(100)], [0.1, 0.55, 1.0, 0.5, 0.0], atol=1e-6)
+
+
+def test_missing_parts_are_named():
+    with pytest.raises(ValueError, match="loss term kd needs a teacher"):
+        Trainer(None, loss_weights={"kd": 1.0})
+    with pytest.raises(ValueError, match="terms kd, fm, mm, cl. Received: 'xx'"):
+        Trainer(None, loss_weights={"xx": 1.0})
+
+
+@pytest.mark.usefixtures("tiny_resnet")
+def test_fit_works_under_mirrored(photos):
+    with mirrored(["CPU:0", "CPU:1"]).scope():
+        trainer = make_trainer("thumbnet", config(), synchronized=True)
+    images, labels = photos(8, 32), np.arange(8) % CLASSES
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(4)
+    history = trainer.fit(batches, epochs=2, shuffle=False, verbose=0).history
+    assert history["loss"][0] == pytest.approx(
+        sum(history[k][0] * w for k, w in trainer.term_weights.items()), rel=1e-4
+    )
+    assert history["loss"][1] < history["loss"][0]
