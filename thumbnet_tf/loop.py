@@ -71,9 +71,9 @@ def train(
         step_variable = tf.Variable(0, dtype=tf.int64, trainable=False)
     # everything that changes while training; the teacher doesn't
     parts = {"student": trainer.student, "downscaler": trainer.downscaler, "decoder": trainer.decoder}
-    state = {key: part for key, part in parts.items() if part is not None}
-    state |= {"optimizer": trainer.optimizer, "step": step_variable}
+    state = {key: part.variables for key, part in parts.items() if part is not None and part.variables}
     state |= {f"mean_{tracker.name}": tracker.variables for tracker in trainer.metrics}
+    state |= {"optimizer": trainer.optimizer.variables, "step": step_variable}
     checkpoints = Checkpoints(folder / "checkpoints", state)
     if checkpoints.restore(_log.warning):
         _log.info("%s: resuming at step %d", name, int(step_variable))

@@ -155,7 +155,7 @@ def _label(axes: Axes, methods: Sequence[str], x: np.ndarray, y: np.ndarray, lef
         text.remove()
     gap, tail = 0.035, 0.03  # between point and name, and behind the name, as shares of the axes' width
     low, high = np.log10(leftmost), np.log10(x.max())
-    low = min(low - 0.05 * (high - low) - 0.1, high - 0.3)
+    low = min(low - 0.05 * (high - low) - 0.1, high - 0.7)
     axes.set_xlim(10**low, 10 ** (low + (high - low) / (1 - width - gap - tail)))
     places = axes.transAxes.inverted().transform(axes.transData.transform(np.stack([x, y], axis=-1)))
     order = np.argsort(places[:, 0], kind="stable")

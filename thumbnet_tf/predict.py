@@ -169,9 +169,9 @@ def list_images(files: Sequence[str]) -> list[str]:
         if not path.is_dir():
             found.append(name)
             continue
-        inside = (file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        shown = (file.as_posix() for file in inside if not any(part.startswith(".") for part in file.parts))
-        images = sorted(shown, key=natural_key)
+        inside = [file.relative_to(path) for file in path.rglob("*") if file.is_file()]
+        shown = [file for file in inside if not any(part.startswith(".") for part in file.parts)]
+        images = sorted((file.as_posix() for file in shown if file.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
         if not images:
             raise UserError(f"a folder must hold images ({', '.join(IMAGE_SUFFIXES)}); add some. Received: {name}")
         found += [str(path / file) for file in images]

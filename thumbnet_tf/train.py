@@ -50,7 +50,7 @@ def train(cfg: Config) -> RunDir:
         run.log_to_file()
         strategy = make_strategy(cfg)
         keras.config.set_dtype_policy(cfg.mixed_precision)
-        dataset = sources.load(cfg, log=_log.info)
+        dataset = sources.load(cfg)
         run.bind_data(_data_facts(dataset))
         for method in (ORIGINAL, *students):
             if not run.is_done(method):

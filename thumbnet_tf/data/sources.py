@@ -13,15 +13,17 @@ Which images are train, validation and test:
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import listing
 from thumbnet_tf.data.store import FileStore, MemoryStore, StreamStore, check_images
+
+_log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 CUT_RULE = "sha1 of name, a class at a time: 1/5 test, then 1/10 validation"
@@ -70,7 +72,7 @@ class Dataset:
     fingerprint: str
 
 
-def load(cfg: Config, splits: Sequence[str] = SPLITS, log: Callable[[str], None] = logging.info) -> Dataset:
+def load(cfg: Config, splits: Sequence[str] = SPLITS, log: Callable[[str], None] = _log.info) -> Dataset:
     """Lists a dataset, cuts missing splits, and decodes every image once to check it.
 
     Args:
