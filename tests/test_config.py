@@ -21,7 +21,10 @@ def test_json_round_trip_keeps_every_option():
         ({"image_size": 100}, "--image_size must be a multiple of 16 at --ratio=4. Received: 100"),
         ({"width": 0.0}, "--width must be 0.03125 to 4.0. Received: 0.0"),
         ({"w_kd": -1.0}, "--w_kd must be at least 0.0. Received: -1.0"),
-        ({"backbone": "resnet19"}, "--backbone must be one of resnet18, resnet34, resnet50, vgg11. Received: 'resnet19'"),
+        (
+            {"backbone": "resnet19"},
+            "--backbone must be one of resnet18, resnet34, resnet50, vgg11. Received: 'resnet19'",
+        ),
         ({"w_cl": 0.0, "w_kd": 0.0}, "can't both be 0"),
         ({"epochs": 1.5}, "--epochs takes a int. Received: 1.5"),
         ({"temperature": float("nan")}, "--temperature must be a finite number"),

@@ -85,8 +85,12 @@ def test_labels_are_balanced(name):
 
 
 def test_no_image_occurs_twice_within_or_across_splits_and_configs():
-    seen = {image.tobytes() for config in CONFIGS.values() for split in fine_detail.SPLIT_SIZES
-            for image in (render(config, split, index)[0] for index in range(20))}
+    seen = {
+        image.tobytes()
+        for config in CONFIGS.values()
+        for split in fine_detail.SPLIT_SIZES
+        for image in (render(config, split, index)[0] for index in range(20))
+    }
     assert len(seen) == 20 * len(fine_detail.SPLIT_SIZES) * len(CONFIGS)
 
 
@@ -141,15 +145,24 @@ def test_builder_round_trip(tmp_path, monkeypatch):
     assert tuple(builder.info.features["label"].names) == CONFIGS["hard"].class_names
     assert builder.info.supervised_keys == ("image", "label")
     for split, count in sizes.items():
-        stored = {(image.tobytes(), int(label)) for image, label in
-                  tfds.as_numpy(builder.as_dataset(split=split, as_supervised=True))}
-        rendered = {(image.tobytes(), label) for image, label in
-                    (render(CONFIGS["hard"], split, index) for index in range(count))}
+        stored = {
+            (image.tobytes(), int(label))
+            for image, label in tfds.as_numpy(builder.as_dataset(split=split, as_supervised=True))
+        }
+        rendered = {
+            (image.tobytes(), label)
+            for image, label in (render(CONFIGS["hard"], split, index) for index in range(count))
+        }
         assert len(stored) == count and stored == rendered
 
 
 def test_class_names():
     assert CONFIGS["default"].class_names == (
-        "stripes_0deg", "stripes_45deg", "stripes_90deg", "stripes_135deg", "checks_0deg", "checks_45deg",
+        "stripes_0deg",
+        "stripes_45deg",
+        "stripes_90deg",
+        "stripes_135deg",
+        "checks_0deg",
+        "checks_45deg",
     )
     assert CONFIGS["hard"].class_names[:3] == ("stripes_0deg", "stripes_22p5deg", "stripes_45deg")

@@ -48,7 +48,9 @@ def test_distillation_gradient_is_temperature_times_difference_of_probabilities(
         value = tf.reduce_sum(losses.distillation(tf.constant(teacher), student, tau))
     p = softmax([z / tau for z in teacher[0]])
     q = softmax([z / tau for z in student.numpy()[0].tolist()])
-    np.testing.assert_allclose(tape.gradient(value, student)[0], [tau * (b - a) for a, b in zip(p, q, strict=True)], atol=1e-6)
+    np.testing.assert_allclose(
+        tape.gradient(value, student)[0], [tau * (b - a) for a, b in zip(p, q, strict=True)], atol=1e-6
+    )
 
 
 def test_feature_mapping_golden():

@@ -62,9 +62,17 @@ def test_backbones_give_logits_and_taps(name, batch, photos):
 
 def test_backbone_is_flat_and_plain():
     plain = (
-        "InputLayer", "Rescaling", "Conv2D", "BatchNormalization", "ReLU", "MaxPooling2D", "Add", "Flatten", "Dense",
+        "InputLayer",
+        "Rescaling",
+        "Conv2D",
+        "BatchNormalization",
+        "ReLU",
+        "MaxPooling2D",
+        "Add",
+        "Flatten",
+        "Dense",
         "GlobalAveragePooling2D",
-    )  # fmt: skip
+    )
     for name in ("resnet18", "resnet50", "vgg11"):
         assert {type(layer).__name__ for layer in backbones.build(name, 64, 3, 0.0625).layers} <= set(plain)
 
@@ -152,12 +160,20 @@ def test_vgg_student_tells_which_layers_start_anew():
     teacher = thumbnet.build_teacher(Config(backbone="vgg11", image_size=128, width=0.0625), 5)
     student, anew = thumbnet.build_student(Config(backbone="vgg11", image_size=128, width=0.0625), teacher)
     assert anew == ["dense1"]
-    np.testing.assert_array_equal(student.get_layer("logits").get_weights()[0], teacher.get_layer("logits").get_weights()[0])
+    np.testing.assert_array_equal(
+        student.get_layer("logits").get_weights()[0], teacher.get_layer("logits").get_weights()[0]
+    )
 
 
-@pytest.mark.parametrize(("backbone", "size", "ratio", "tap"), [
-    ("resnet18", 96, 4, "stage1"), ("resnet18", 224, 4, "stage3"), ("resnet50", 64, 2, "stage4"), ("vgg11", 224, 4, "stage4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("backbone", "size", "ratio", "tap"),
+    [
+        ("resnet18", 96, 4, "stage1"),
+        ("resnet18", 224, 4, "stage3"),
+        ("resnet50", 64, 2, "stage4"),
+        ("vgg11", 224, 4, "stage4"),
+    ],
+)
 def test_decoder_fits_the_teachers_map(backbone, size, ratio, tap):
     cfg = Config(backbone=backbone, image_size=size, ratio=ratio, width=0.0625)
     teacher = thumbnet.build_teacher(cfg, 3)

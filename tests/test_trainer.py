@@ -15,8 +15,17 @@ TRAINED = [name for name, row in stages.METHODS.items() if row.losses]
 
 
 def config(**values) -> Config:
-    common = dict(image_size=32, ratio=2, width=0.0625, fm_tap="stage1", optimizer="sgd", learning_rate=0.01,
-                  teacher_learning_rate=0.01, warmup_fraction=0.0, downscaler_width=4)  # fmt: skip
+    common = {
+        "image_size": 32,
+        "ratio": 2,
+        "width": 0.0625,
+        "fm_tap": "stage1",
+        "optimizer": "sgd",
+        "learning_rate": 0.01,
+        "teacher_learning_rate": 0.01,
+        "warmup_fraction": 0.0,
+        "downscaler_width": 4,
+    }
     return Config(**{**common, **values})
 
 

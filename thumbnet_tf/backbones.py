@@ -31,7 +31,7 @@ def build(name: str, size: int, num_classes: int, width: float = 1.0, *, synchro
         synchronized: whether batch statistics are taken over all replicas.
 
     Returns:
-        A model from images `(B, size, size, 3)` in [0, 255] to `{"stage1": (B, h, w, c), ..., "logits": (B, C) float32}`.
+        A model from images `(B, size, size, 3)` in [0, 255] to `{"stage1": (B, h, w, c), ..., "logits": (B, C)}`.
 
     Raises:
         UserError: on an unknown name or an input too small for the network.
@@ -74,7 +74,14 @@ class _Layers:
         return max(1, round(full * self.width))
 
     def conv_bn(
-        self, x: keras.KerasTensor, filters: int, kernel: int, name: str, stride: int = 1, relu: bool = True, gamma: str = "ones"
+        self,
+        x: keras.KerasTensor,
+        filters: int,
+        kernel: int,
+        name: str,
+        stride: int = 1,
+        relu: bool = True,
+        gamma: str = "ones",
     ) -> keras.KerasTensor:
         x = layers.Conv2D(
             filters, kernel, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
@@ -85,7 +92,9 @@ class _Layers:
         return layers.ReLU(name=f"{name}_relu")(x) if relu else x
 
 
-def _resnet(net: _Layers, x: keras.KerasTensor, blocks: tuple[int, ...], bottleneck: bool) -> tuple[dict, keras.KerasTensor]:
+def _resnet(
+    net: _Layers, x: keras.KerasTensor, blocks: tuple[int, ...], bottleneck: bool
+) -> tuple[dict, keras.KerasTensor]:
     x = net.conv_bn(x, net.channels(64), 7, "stem", stride=2)
     x = layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
     taps = {}
@@ -122,7 +131,10 @@ def _vgg(net: _Layers, x: keras.KerasTensor, stages: tuple[tuple[int, ...], ...]
         for index, filters in enumerate(convs, 1):
             x = net.conv_bn(x, net.channels(filters), 3, f"stage{stage}_{index}")
         if min(x.shape[1:3]) < 2:
-            raise UserError(f"VGG-11 needs a thumbnail of at least 32 pixels; raise --image_size or lower --ratio. Received: {x.shape}")
+            raise UserError(
+                "VGG-11 needs a thumbnail of at least 32 pixels; raise --image_size or lower --ratio. "
+                f"Received: a map of {x.shape[1]} x {x.shape[2]} at stage {stage}"
+            )
         x = layers.MaxPooling2D(2, name=f"stage{stage}_pool")(x)
         taps[f"stage{stage}"] = x
     x = layers.Flatten(name="flatten")(x)

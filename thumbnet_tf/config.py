@@ -19,7 +19,7 @@ class UserError(ValueError):
 
 def option(
     default: Any,
-    help: str,  # noqa: A002 - the name users know from absl and argparse
+    help: str,
     *,
     minimum: float | None = None,
     maximum: float | None = None,
@@ -97,35 +97,48 @@ class Config:
     run_dir: str = option("", "run directory; default runs/<flagfile's name>", identity=False)
     seed: int = option(0, "seed of initial weights, data order and augmentation", minimum=0, maximum=2**31 - 1)
     methods: tuple[str, ...] = option(
-        ("direct", "bicubic", "thumbnet"), "comma-separated methods to train and compare (see stages.py)", identity=False
+        ("direct", "bicubic", "thumbnet"),
+        "comma-separated methods to train and compare (see stages.py)",
+        identity=False,
     )
 
     # --- data
-    dataset: str = option("fine_detail", "fine_detail, fine_detail/hard, folder:PATH, or a TFDS name such as tf_flowers")
-    data_dir: str = option("", "where TFDS sets are looked for and prepared; default ~/tensorflow_datasets", identity=False)
+    dataset: str = option(
+        "fine_detail", "fine_detail, fine_detail/hard, folder:PATH, or a TFDS name such as tf_flowers"
+    )
+    data_dir: str = option(
+        "", "where TFDS sets are looked for and prepared; default ~/tensorflow_datasets", identity=False
+    )
     image_size: int = option(96, "side of the full-size square input of T and E, pixels", minimum=16, maximum=4096)
     crop_fraction: float = option(
-        0.0, "evaluation crop: side of the central square over the short side; 0 = auto (1 for fine_detail, else 0.875)",
-        minimum=0.0, maximum=1.0,
+        0.0,
+        "evaluation crop: side of the central square over the short side; 0 = auto (1 for fine_detail, else 0.875)",
+        minimum=0.0,
+        maximum=1.0,
     )
     augment: str = option(
-        AUTO, "train augmentation; auto = none for fine_detail, else crop_flip", choices=(AUTO, "none", "crop", "crop_flip")
+        AUTO,
+        "train augmentation; auto = none for fine_detail, else crop_flip",
+        choices=(AUTO, "none", "crop", "crop_flip"),
     )
     random_crop_min_area: float = option(
         0.35, "smallest share of the image's area in a random resized crop", minimum=0.01, maximum=1.0
     )
     on_bad_image: str = option("error", "what to do with an image that can't be decoded", choices=("error", "skip"))
     memory_limit_gb: float = option(
-        4.0, "decoded images are kept in memory up to this size, else decoded anew each epoch", minimum=0.0, identity=False
+        4.0,
+        "decoded images are kept in memory up to this size, else decoded anew each epoch",
+        minimum=0.0,
+        identity=False,
     )
 
     # --- models
-    backbone: str = option(
-        "resnet18", "architecture of T and S", choices=("resnet18", "resnet34", "resnet50", "vgg11")
-    )
+    backbone: str = option("resnet18", "architecture of T and S", choices=("resnet18", "resnet34", "resnet50", "vgg11"))
     width: float = option(1.0, "multiplier of the backbone's channels", minimum=0.03125, maximum=4.0)
     teacher: str = option("train", "train, or a finished run directory (or its teacher.keras) to take T from")
-    ratio: int = option(4, "the thumbnail's side is image_size / ratio: 2 (4x fewer pixels) or 4 (16x fewer)", minimum=2, maximum=4)
+    ratio: int = option(
+        4, "the thumbnail's side is image_size / ratio: 2 (4x fewer pixels) or 4 (16x fewer)", minimum=2, maximum=4
+    )
     downscaler_width: int = option(16, "channels inside the learned downscaler E", minimum=1, maximum=256)
     downscaler_residual: float = option(
         0.3, "how strongly E departs from area downscaling before training; 0 = not at all", minimum=0.0, maximum=2.0
@@ -138,7 +151,9 @@ class Config:
     w_fm: float = option(0.1, "weight of the feature-mapping loss FM", minimum=0.0)
     w_mm: float = option(1.0, "weight of the moment-matching loss MM", minimum=0.0)
     temperature: float = option(4.0, "temperature of KD", minimum=0.1, maximum=100.0)
-    fm_tap: str = option("stage2", "the map of T that FM decodes from the same map of S: stage1 to stage4 (VGG-11: to stage5)")
+    fm_tap: str = option(
+        "stage2", "the map of T that FM decodes from the same map of S, stage1 to stage4 (VGG-11: stage5)"
+    )
     mm_std_weight: float = option(1.0, "lambda, the weight of the standard deviations in MM", minimum=0.0)
     label_smoothing: float = option(0.0, "label smoothing in CL", minimum=0.0, maximum=0.9)
 
@@ -149,18 +164,29 @@ class Config:
     optimizer: str = option("adamw", "optimizer", choices=("adamw", "sgd"))
     teacher_learning_rate: float = option(1e-3, "peak learning rate of T", minimum=0.0)
     learning_rate: float = option(1e-3, "peak learning rate of E and S", minimum=0.0)
-    warmup_fraction: float = option(0.1, "share of the steps with a linearly rising rate; cosine decay after it", minimum=0.0, maximum=0.9)
-    weight_decay: float = option(0.05, "decoupled weight decay of kernels; not of biases and batch normalisation", minimum=0.0)
+    warmup_fraction: float = option(
+        0.1, "share of the steps with a linearly rising rate; cosine decay after it", minimum=0.0, maximum=0.9
+    )
+    weight_decay: float = option(
+        0.05, "decoupled weight decay of kernels; not of biases and batch normalisation", minimum=0.0
+    )
     clip_norm: float = option(1.0, "largest global gradient norm; 0 = no clipping", minimum=0.0)
-    ema_momentum: float = option(0.0, "momentum of an exponential moving average of the weights; 0 = none", minimum=0.0, maximum=0.99999)
+    ema_momentum: float = option(
+        0.0, "momentum of an exponential moving average of the weights; 0 = none", minimum=0.0, maximum=0.99999
+    )
     mixed_precision: str = option(
         "float32", "compute precision of training", choices=("float32", "mixed_bfloat16", "mixed_float16")
     )
 
     # --- machine
-    strategy: str = option("auto", "auto = mirrored over several local accelerators, none on one device",
-                           choices=("auto", "none", "mirrored"))
-    cpu_devices: int = option(1, "logical CPU devices; more than 1 tries MirroredStrategy without a GPU", minimum=1, maximum=64)
+    strategy: str = option(
+        "auto",
+        "auto = mirrored over several local accelerators, none on one device",
+        choices=("auto", "none", "mirrored"),
+    )
+    cpu_devices: int = option(
+        1, "logical CPU devices; more than 1 tries MirroredStrategy without a GPU", minimum=1, maximum=64
+    )
     checkpoint_seconds: float = option(60.0, "seconds between checkpoints; 0 = every step", minimum=0.0, identity=False)
     tensorboard: bool = option(True, "write a TensorBoard log", identity=False)
 
@@ -169,9 +195,12 @@ class Config:
         if self.ratio not in (2, 4):
             raise UserError(f"--ratio must be 2 or 4. Received: {self.ratio}")
         if self.image_size % (4 * self.ratio):
+            multiple = 4 * self.ratio
             raise UserError(
-                f"--image_size must be a multiple of {4 * self.ratio} at --ratio={self.ratio}. Received: {self.image_size}"
+                f"--image_size must be a multiple of {multiple} at --ratio={self.ratio}. Received: {self.image_size}"
             )
+        if self.thumbnail_bits == 1:  # TensorFlow's fake quantisation starts at 2 bits
+            raise UserError("--thumbnail_bits must be 0 (no rounding) or 2 to 8. Received: 1")
         if self.w_cl + self.w_kd <= 0:
             raise UserError("--w_cl and --w_kd can't both be 0: nothing would train the classifier. Received: 0 and 0")
 

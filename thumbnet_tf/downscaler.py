@@ -61,7 +61,14 @@ class Bicubic(layers.Layer):
 
 
 def build(
-    kind: str, size: int, ratio: int, width: int = 16, bits: int = 8, residual: float = 0.3, *, synchronized: bool = False
+    kind: str,
+    size: int,
+    ratio: int,
+    width: int = 16,
+    bits: int = 8,
+    residual: float = 0.3,
+    *,
+    synchronized: bool = False,
 ) -> keras.Model:
     """Builds a downscaler.
 
@@ -104,7 +111,9 @@ def connect(
     return ToThumbnail(bits, name="thumbnail")(x)
 
 
-def _learned(image: keras.KerasTensor, ratio: int, width: int, residual: float, synchronized: bool) -> keras.KerasTensor:
+def _learned(
+    image: keras.KerasTensor, ratio: int, width: int, residual: float, synchronized: bool
+) -> keras.KerasTensor:
     """E: the r x r average plus a residual of a strided convolution, a second one and a mixing one.
 
     The stride stands in the first convolution, so that hardly any work is done at full size. Its filters start on
@@ -113,9 +122,17 @@ def _learned(image: keras.KerasTensor, ratio: int, width: int, residual: float, 
     """
     x = layers.Rescaling(1 / 128, offset=-1.0, dtype="float32", name="downscaler_rescaling")(image)
     area = layers.AveragePooling2D(ratio, dtype="float32", name="downscaler_area")(x)
-    for index, (kernel, stride, initializer) in enumerate(((_KERNEL[ratio], ratio, LostBand(ratio)), (3, 1, "he_normal")), 1):
+    for index, (kernel, stride, initializer) in enumerate(
+        ((_KERNEL[ratio], ratio, LostBand(ratio)), (3, 1, "he_normal")), 1
+    ):
         x = layers.Conv2D(
-            width, kernel, stride, padding="same", use_bias=False, kernel_initializer=initializer, name=f"downscaler_{index}_conv"
+            width,
+            kernel,
+            stride,
+            padding="same",
+            use_bias=False,
+            kernel_initializer=initializer,
+            name=f"downscaler_{index}_conv",
         )(x)
         x = layers.BatchNormalization(synchronized=synchronized, name=f"downscaler_{index}_bn", **BATCH_NORM)(x)
         x = layers.ReLU(name=f"downscaler_{index}_relu")(x)

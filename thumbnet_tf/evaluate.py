@@ -1,6 +1,6 @@
 """Evaluates T and every finished method of a run, every image exactly once, and writes `results.csv`.
 
-  python -m thumbnet_tf.evaluate --run_dir=runs/quickstart
+python -m thumbnet_tf.evaluate --run_dir=runs/quickstart
 """
 
 import dataclasses
@@ -17,8 +17,18 @@ from thumbnet_tf.runs import RunDir, read_rows, saving, write_rows
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 COLUMNS = (
-    "method", "ratio", "split", "seed", "examples", "top1", "top5", "teacher_agreement", "macs", "macs_downscaler", "params",
-)  # fmt: skip
+    "method",
+    "ratio",
+    "split",
+    "seed",
+    "examples",
+    "top1",
+    "top5",
+    "teacher_agreement",
+    "macs",
+    "macs_downscaler",
+    "params",
+)
 SPLITS = ("validation", "test")
 
 
@@ -43,8 +53,9 @@ def evaluate(run: RunDir, dataset: sources.Dataset) -> list[dict]:
         The rows written, as dicts by `COLUMNS`.
 
     Raises:
-        UserError: when the teacher isn't finished.
+        UserError: when the teacher isn't finished, or the data isn't the run's.
     """
+    run.check_data(dataset.name, dataset.fingerprint)
     cfg = run.config()
     methods = run.finished_methods()
     if ORIGINAL not in methods:
@@ -97,7 +108,13 @@ def _logits(run: RunDir, method: str, split: sources.Split, cfg: Config) -> np.n
 
 
 def _row(
-    run: RunDir, method: str, cfg: Config, split: str, labels: np.ndarray, logits: np.ndarray, teacher_logits: np.ndarray
+    run: RunDir,
+    method: str,
+    cfg: Config,
+    split: str,
+    labels: np.ndarray,
+    logits: np.ndarray,
+    teacher_logits: np.ndarray,
 ) -> dict:
     small, network = load_parts(run, method)
     parts = [model for model in (small, network) if model is not None]
@@ -125,13 +142,19 @@ def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
 def table(run: RunDir) -> str:
     """Returns the test rows of `results.csv` as a text table."""
     rows = [row for row in read_rows(run.path / "results.csv") if row["split"] == "test"]
-    lines = [f"{'method':<18}{'top-1':>8}{'top-5':>8}{'agrees with T':>15}{'M multiply-adds':>17}{'+ downscaler':>14}{'params':>10}"]
+    titles = ("top-1", "top-5", "agrees with T", "M multiply-adds", "+ downscaler", "params")
+    lines = [f"{'method':<18}" + "".join(f"{title:>{max(len(title) + 2, 9)}}" for title in titles)]
     for row in rows:
-        lines.append(
-            f"{row['method']:<18}{100 * float(row['top1']):>7.2f}%{100 * float(row['top5']):>7.2f}%"
-            f"{100 * float(row['teacher_agreement']):>14.2f}%{int(row['macs']) / 1e6:>17.2f}"
-            f"{int(row['macs_downscaler']) / 1e6:>14.2f}{int(row['params']) / 1e6:>9.2f}M"
+        values = (
+            f"{100 * float(row['top1']):.2f}%",
+            f"{100 * float(row['top5']):.2f}%",
+            f"{100 * float(row['teacher_agreement']):.2f}%",
+            f"{int(row['macs']) / 1e6:.2f}",
+            f"{int(row['macs_downscaler']) / 1e6:.2f}",
+            f"{int(row['params']) / 1e6:.2f}M",
         )
+        cells = (f"{value:>{max(len(title) + 2, 9)}}" for title, value in zip(titles, values, strict=True))
+        lines.append(f"{row['method']:<18}" + "".join(cells))
     examples = rows[0]["examples"] if rows else 0
     return "\n".join([*lines, f"test split, {examples} images"])
 

@@ -65,7 +65,9 @@ def run(main: Callable[[Any], int | None], options_type: type, usage: str, posit
         sys.exit(128 + signal.SIGINT)
 
 
-def define(options_type: type, positional: str | None = None, flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
+def define(
+    options_type: type, positional: str | None = None, flag_values: absl_flags.FlagValues = absl_flags.FLAGS
+) -> None:
     """Defines one flag for each field of an options dataclass (but the positional one) as a key flag of the main."""
     hints = typing.get_type_hints(options_type)
     for field in dataclasses.fields(options_type):
@@ -77,9 +79,13 @@ def define(options_type: type, positional: str | None = None, flag_values: absl_
         if kind is bool:
             flag = absl_flags.DEFINE_boolean(field.name, field.default, meta["help"], **common)
         elif kind is int:
-            flag = absl_flags.DEFINE_integer(field.name, field.default, meta["help"], meta["minimum"], meta["maximum"], **common)
+            flag = absl_flags.DEFINE_integer(
+                field.name, field.default, meta["help"], meta["minimum"], meta["maximum"], **common
+            )
         elif kind is float:
-            flag = absl_flags.DEFINE_float(field.name, field.default, meta["help"], meta["minimum"], meta["maximum"], **common)
+            flag = absl_flags.DEFINE_float(
+                field.name, field.default, meta["help"], meta["minimum"], meta["maximum"], **common
+            )
         elif kind == tuple[str, ...]:
             flag = absl_flags.DEFINE_list(field.name, list(field.default), meta["help"], **common)
         elif meta["choices"]:
@@ -90,7 +96,10 @@ def define(options_type: type, positional: str | None = None, flag_values: absl_
 
 
 def parsed(
-    options_type: type, arguments: Sequence[str], positional: str | None = None, flag_values: absl_flags.FlagValues = absl_flags.FLAGS
+    options_type: type,
+    arguments: Sequence[str],
+    positional: str | None = None,
+    flag_values: absl_flags.FlagValues = absl_flags.FLAGS,
 ) -> Any:
     """Returns the options that the parsed flags and the remaining arguments make.
 

@@ -5,10 +5,9 @@ import textwrap
 import numpy as np
 from matplotlib.figure import Figure
 
-from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.config import Config
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import load_parts
-from thumbnet_tf.predict import data_facts
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
@@ -59,20 +58,6 @@ def figure(run: RunDir, dataset: sources.Dataset, examples: int) -> Figure:
             text = f"{text} {scores[row, said]:.2f}"
             axes.set_xlabel(text, color="green" if right else "red", fontsize=9, parse_math=False)
     return result
-
-
-def check_data(run: RunDir, dataset: sources.Dataset) -> None:
-    """Checks that data loaded anew is what the run was trained on.
-
-    Raises:
-        UserError: when it is other data.
-    """
-    expected = data_facts(run)["fingerprint"]
-    if dataset.fingerprint != expected:
-        raise UserError(
-            "the data changed since this run was trained; restore it, or correct --data_dir. "
-            f"Received: {dataset.name} with fingerprint {dataset.fingerprint}, not {expected}"
-        )
 
 
 def choose_examples(labels: np.ndarray, count: int) -> list[int]:

@@ -66,9 +66,9 @@ def train(
         UserError: when the loss is not finite, or the state can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    step_variable = tf.Variable(0, dtype=tf.int64, trainable=False)
     with strategy.scope():
         trainer.optimizer.build(trainer.trainable_variables)
-        step_variable = tf.Variable(0, dtype=tf.int64, trainable=False)
     # everything that changes while training; the teacher doesn't
     parts = {"student": trainer.student, "downscaler": trainer.downscaler, "decoder": trainer.decoder}
     state = {key: part.variables for key, part in parts.items() if part is not None and part.variables}
@@ -80,7 +80,11 @@ def train(
     step, total = int(step_variable), epochs * steps_per_epoch
     rows = [row for row in read_rows(folder / "metrics.csv") if int(row["step"]) <= step]
     run_step, run_test = _compiled(trainer, strategy)
-    writer = tf.summary.create_file_writer(str(folder / "tensorboard")) if cfg.tensorboard else tf.summary.create_noop_writer()
+    writer = (
+        tf.summary.create_file_writer(str(folder / "tensorboard"))
+        if cfg.tensorboard
+        else tf.summary.create_noop_writer()
+    )
     validation = strategy.experimental_distribute_dataset(validation_batches)
 
     def save() -> None:
@@ -176,13 +180,16 @@ def _check_finite(trainer: Trainer, name: str, step: int) -> None:
     if bad:
         raise UserError(
             f"{name}: {' and '.join(bad)} became NaN or infinite in the {_LOG_STEPS} steps before step {step}; "
-            "lower --learning_rate (--teacher_learning_rate for the teacher), set --clip_norm, or use --mixed_precision=float32, in a new --run_dir"
+            "lower --learning_rate (--teacher_learning_rate for the teacher), set --clip_norm, or use "
+            "--mixed_precision=float32, in a new --run_dir"
         )
 
 
 def _summary(trainer: Trainer, step: int, steps_per_epoch: int, epochs: int) -> str:
     means = " ".join(
-        f"{tracker.name} {float(tracker.result()):.3f}" for tracker in trainer.metrics if tracker.name != "agreement" or trainer.is_taught
+        f"{tracker.name} {float(tracker.result()):.3f}"
+        for tracker in trainer.metrics
+        if tracker.name != "agreement" or trainer.is_taught
     )
     return f"epoch {(step - 1) // steps_per_epoch + 1}/{epochs} {means}"
 

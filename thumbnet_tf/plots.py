@@ -1,7 +1,7 @@
 """Draws a run: `losses.png`, `accuracy_vs_macs.png` and `gallery.png`.
 
-  python -m thumbnet_tf.plots --run_dir=runs/quickstart
-  python -m thumbnet_tf.plots --run_dir=runs/quickstart --examples=0     # without the gallery, which needs the data
+python -m thumbnet_tf.plots --run_dir=runs/quickstart
+python -m thumbnet_tf.plots --run_dir=runs/quickstart --examples=0     # without the gallery, which needs the data
 """
 
 import dataclasses
@@ -249,8 +249,8 @@ def draw(run: RunDir, out: pathlib.Path, examples: int, data_dir: str = "") -> l
     else:
         _log.info("no accuracy_vs_macs.png: the run has no results.csv yet (thumbnet_tf.evaluate writes it)")
     if examples and run.is_done(ORIGINAL):
-        dataset = sources.load(cfg, ("test",), log=_log.info)
-        gallery.check_data(run, dataset)
+        dataset = sources.load(cfg, ("test",))
+        run.check_data(dataset.name, dataset.fingerprint)
         written.append(_save(gallery.figure(run, dataset, examples), out / "gallery.png"))
     elif examples:
         _log.info("no gallery.png: the run's teacher isn't finished yet")

@@ -16,7 +16,6 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import keras
 import numpy as np
@@ -104,7 +103,7 @@ def predict_files(
         UserError: when the method can't be used, an image can't be decoded, or is no thumbnail where it must be.
     """
     cfg, method = run.config(), choose_method(run, method)
-    classes = data_facts(run)["classes"]
+    classes = run.data_facts()["classes"]
     if from_thumbnails and METHODS[method].downscaler == "none":
         raise UserError(f"--from_thumbnails needs a --method that reads thumbnails; choose another. Received: {method}")
     small, network = load_parts(run, method)
@@ -139,20 +138,6 @@ def choose_method(run: RunDir, method: str) -> str:
     if method and method not in finished:
         raise UserError(f"--method must be one finished in this run: {', '.join(finished)}. Received: {method!r}")
     return method or (DEFAULT_METHOD if DEFAULT_METHOD in finished else finished[-1])
-
-
-def data_facts(run: RunDir) -> dict[str, Any]:
-    """Returns what training wrote to `data.json`: `classes`, by label, `fingerprint` and others.
-
-    Raises:
-        UserError: when the file is missing or broken.
-    """
-    path = run.path / "data.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = type(error).__name__
-        raise UserError(f"a run's data.json can't be read ({reason}); restore it. Received: {path}") from None
 
 
 def list_images(files: Sequence[str]) -> list[str]:

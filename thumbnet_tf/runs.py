@@ -1,14 +1,14 @@
 """The run directory: identity, lock, atomic files, checkpoints.
 
-    <run>/log.txt                    what was logged, over all starts
-    <run>/config.json, run.flags     what the run is, and the flagfile that repeats it
-    <run>/data.json                  classes, split sizes, undecodable images, fingerprint of the data
-    <run>/<method>/                  one folder a method; `original` is the teacher
-        checkpoints/                 the last states of an unfinished training
-        metrics.csv                  one row an epoch
-        student.keras, downscaler.keras (teacher.keras in original/)
-        done.json                    written last: this method is finished
-    <run>/results.csv                one row a method and split
+<run>/log.txt                    what was logged, over all starts
+<run>/config.json, run.flags     what the run is, and the flagfile that repeats it
+<run>/data.json                  classes, split sizes, undecodable images, fingerprint of the data
+<run>/<method>/                  one folder a method; `original` is the teacher
+    checkpoints/                 the last states of an unfinished training
+    metrics.csv                  one row an epoch
+    student.keras, downscaler.keras (teacher.keras in original/)
+    done.json                    written last: this method is finished
+<run>/results.csv                one row a method and split
 """
 
 import contextlib
@@ -67,12 +67,17 @@ class RunDir:
             if (self.path / "config.json").exists():
                 self._check_same(self.config(), cfg)
             elif any(path.name != "lock" for path in self.path.iterdir()):
-                raise UserError(f"--run_dir must be a new, an empty or a run's directory. Received: {self.path}, which holds other files")
+                raise UserError(
+                    "--run_dir must be a new, an empty or a run's directory. "
+                    f"Received: {self.path}, which holds other files"
+                )
             write_atomically(self.path / "config.json", cfg.to_json())
             header = f"repeats this run: python -m thumbnet_tf.train --flagfile={self.path}/run.flags --run_dir=NEW"
             write_atomically(self.path / "run.flags", to_flagfile(cfg, header))
         except OSError as error:
-            raise UserError(f"--run_dir can't be written ({error.strerror}); choose another place. Received: {self.path}") from None
+            raise UserError(
+                f"--run_dir can't be written ({error.strerror}); choose another place. Received: {self.path}"
+            ) from None
 
     def _check_same(self, old: Config, new: Config) -> None:
         differences = [
@@ -97,19 +102,30 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / "lock", "w")  # noqa: SIM115 - held open as long as the lock
         except OSError as error:
-            raise UserError(f"--run_dir can't be written ({error.strerror}); choose another place. Received: {self.path}") from None
+            raise UserError(
+                f"--run_dir can't be written ({error.strerror}); choose another place. Received: {self.path}"
+            ) from None
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"another process is training in --run_dir; wait for it or choose another. Received: {self.path}") from None
+                raise UserError(
+                    f"another process is training in --run_dir; wait for it or choose another. Received: {self.path}"
+                ) from None
             yield
 
-    def log_to_file(self) -> None:
-        """Appends the package's log to `log.txt` from now on."""
+    @contextlib.contextmanager
+    def log_to_file(self) -> Iterator[None]:
+        """Appends the package's log to `log.txt` for a while."""
         handler = logging.FileHandler(self.path / "log.txt")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logging.getLogger("thumbnet_tf").addHandler(handler)
+        package = logging.getLogger("thumbnet_tf")
+        package.addHandler(handler)
+        try:
+            yield
+        finally:
+            package.removeHandler(handler)
+            handler.close()
 
     def method(self, name: str) -> pathlib.Path:
         """Returns the folder of a method."""
@@ -131,22 +147,41 @@ class RunDir:
         """
         return load_keras(self.method(method) / f"{name}.keras")
 
+    def data_facts(self) -> dict[str, Any]:
+        """Returns what `bind_data` wrote: `classes`, in the order of their labels, `fingerprint` and others.
+
+        Raises:
+            UserError: when the file is missing or broken.
+        """
+        path = self.path / "data.json"
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            reason = type(error).__name__
+            raise UserError(f"a run's data.json can't be read ({reason}); restore it. Received: {path}") from None
+
     def bind_data(self, facts: Mapping[str, Any]) -> None:
-        """Writes `data.json`, or checks that a resumed run still sees the data it started with.
+        """Writes `data.json`; a resumed run's data must be what it started with.
 
         Raises:
             UserError: when the data changed.
         """
-        path = self.path / "data.json"
-        if path.exists():
-            old = json.loads(path.read_text())
-            changed = [key for key in facts if key != "bad_images" and old.get(key) != facts[key]]
-            if changed:
-                raise UserError(
-                    f"the data changed since this run started ({', '.join(changed)} differ from {path}); "
-                    "restore it, or start a new --run_dir"
-                )
-        write_atomically(path, json.dumps(facts, indent=2) + "\n")
+        if (self.path / "data.json").exists():
+            self.check_data(facts["dataset"], facts["fingerprint"])
+        write_atomically(self.path / "data.json", json.dumps(facts, indent=2) + "\n")
+
+    def check_data(self, name: str, fingerprint: str) -> None:
+        """Checks that data loaded anew is what the run was trained on.
+
+        Raises:
+            UserError: when it is other data.
+        """
+        expected = self.data_facts()["fingerprint"]
+        if fingerprint != expected:
+            raise UserError(
+                "the data changed since this run started; restore it, correct --data_dir, or start a new --run_dir. "
+                f"Received: {name} with fingerprint {fingerprint}, not {expected}"
+            )
 
 
 def load_keras(path: str | os.PathLike) -> keras.Model:
@@ -156,7 +191,9 @@ def load_keras(path: str | os.PathLike) -> keras.Model:
         UserError: when it is missing or is no readable Keras model.
     """
     if not os.path.isfile(path):
-        raise UserError(f"a trained model is expected here; finish the training first. Received: {path}, which doesn't exist")
+        raise UserError(
+            f"a trained model is expected here; finish the training first. Received: {path}, which doesn't exist"
+        )
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds for a broken archive
@@ -187,7 +224,8 @@ def saving(path: pathlib.Path) -> Iterator[None]:
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} can't be written ({reason}); what was saved before is intact. Make room, then give the same command again"
+            f"{path} can't be written ({reason}); what was saved before is intact. "
+            "Make room, then give the same command again"
         ) from error
 
 
@@ -230,10 +268,12 @@ class Checkpoints:
             try:
                 self._checkpoint.restore(path).assert_consumed()
                 return True
-            except (tf.errors.OpError, AssertionError, ValueError) as error:
+            except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
                 log(f"checkpoint {path} is unreadable ({' '.join(str(error).split())[:120]}); trying the one before")
         if self._manager.checkpoints:
-            raise UserError(f"no checkpoint in {self.folder} can be read; delete that folder to train this method from its start")
+            raise UserError(
+                f"no checkpoint in {self.folder} can be read; delete that folder to train this method from its start"
+            )
         return False
 
     def save(self, step: int) -> None:

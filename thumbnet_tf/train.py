@@ -47,15 +47,15 @@ def train(cfg: Config) -> RunDir:
     run = RunDir(cfg.run_dir)
     with run.lock():
         run.claim(cfg)
-        run.log_to_file()
-        strategy = make_strategy(cfg)
-        keras.config.set_dtype_policy(cfg.mixed_precision)
-        dataset = sources.load(cfg)
-        run.bind_data(_data_facts(dataset))
-        for method in (ORIGINAL, *students):
-            if not run.is_done(method):
-                _train_method(method, cfg, run, dataset, strategy)
-        evaluate(run, dataset)
+        with run.log_to_file():
+            strategy = make_strategy(cfg)
+            keras.config.set_dtype_policy(cfg.mixed_precision)
+            dataset = sources.load(cfg)
+            run.bind_data(_data_facts(dataset))
+            for method in (ORIGINAL, *students):
+                if not run.is_done(method):
+                    _train_method(method, cfg, run, dataset, strategy)
+            evaluate(run, dataset)
     return run
 
 
@@ -71,7 +71,9 @@ def make_strategy(cfg: Config) -> tf.distribute.Strategy:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * cfg.cpu_devices)
         except RuntimeError:
             if len(tf.config.list_logical_devices("CPU")) != cfg.cpu_devices:
-                raise UserError("--cpu_devices can't change once TensorFlow runs in this process; start a new one") from None
+                raise UserError(
+                    "--cpu_devices can't change once TensorFlow runs in this process; start a new one"
+                ) from None
     kind = "GPU" if cfg.cpu_devices == 1 and tf.config.list_physical_devices("GPU") else "CPU"
     devices = [device.name for device in tf.config.list_logical_devices(kind)]
     if cfg.strategy == "none" or (cfg.strategy == "auto" and len(devices) == 1):
@@ -91,7 +93,9 @@ def mirrored(devices: list[str]) -> tf.distribute.MirroredStrategy:
     return tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice() if on_cpu else None)
 
 
-def build_trainer(method: str, cfg: Config, num_classes: int, teacher: keras.Model | None, *, synchronized: bool = False) -> Trainer:
+def build_trainer(
+    method: str, cfg: Config, num_classes: int, teacher: keras.Model | None, *, synchronized: bool = False
+) -> Trainer:
     """Builds the models of a method and what trains them, without an optimizer.
 
     Args:
@@ -104,7 +108,9 @@ def build_trainer(method: str, cfg: Config, num_classes: int, teacher: keras.Mod
     keras.utils.set_random_seed(cfg.seed)  # every method starts E, S and D alike
     row = METHODS[method]
     weights = stages.loss_weights(method, cfg)
-    small = None if row.downscaler == "none" else thumbnet.build_downscaler(cfg, row.downscaler, synchronized=synchronized)
+    small = (
+        None if row.downscaler == "none" else thumbnet.build_downscaler(cfg, row.downscaler, synchronized=synchronized)
+    )
     if row.from_teacher:
         student, anew = thumbnet.build_student(cfg, teacher, synchronized=synchronized)
         if anew:
@@ -126,7 +132,9 @@ def build_trainer(method: str, cfg: Config, num_classes: int, teacher: keras.Mod
     )
 
 
-def build_optimizer(cfg: Config, peak_rate: float, total_steps: int, variables: list[keras.Variable]) -> keras.Optimizer:
+def build_optimizer(
+    cfg: Config, peak_rate: float, total_steps: int, variables: list[keras.Variable]
+) -> keras.Optimizer:
     """Builds the optimizer with its warm-up and cosine decay to 0.
 
     Args:
@@ -137,10 +145,16 @@ def build_optimizer(cfg: Config, peak_rate: float, total_steps: int, variables: 
     """
     warmup = round(cfg.warmup_fraction * total_steps)
     rate = keras.optimizers.schedules.CosineDecay(
-        peak_rate / max(warmup, 1) if warmup else peak_rate, max(total_steps - warmup, 1),
-        warmup_target=peak_rate if warmup else None, warmup_steps=warmup,
+        peak_rate / max(warmup, 1) if warmup else peak_rate,
+        max(total_steps - warmup, 1),
+        warmup_target=peak_rate if warmup else None,
+        warmup_steps=warmup,
     )
-    common = {"weight_decay": cfg.weight_decay or None, "use_ema": cfg.ema_momentum > 0, "ema_momentum": cfg.ema_momentum or 0.99}
+    common = {
+        "weight_decay": cfg.weight_decay or None,
+        "use_ema": cfg.ema_momentum > 0,
+        "ema_momentum": cfg.ema_momentum or 0.99,
+    }
     if cfg.optimizer == "sgd":
         optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **common)
     else:
@@ -151,9 +165,13 @@ def build_optimizer(cfg: Config, peak_rate: float, total_steps: int, variables: 
     return optimizer
 
 
-def _train_method(method: str, cfg: Config, run: RunDir, dataset: sources.Dataset, strategy: tf.distribute.Strategy) -> None:
+def _train_method(
+    method: str, cfg: Config, run: RunDir, dataset: sources.Dataset, strategy: tf.distribute.Strategy
+) -> None:
     """Trains one method to its end and saves its models; `done.json` is written last."""
     folder = run.method(method)
+    for path in folder.glob("logits_*.npy"):  # of a training before this one
+        path.unlink()
     is_teacher = method == ORIGINAL
     if is_teacher and cfg.teacher != "train":
         models = {"teacher": _given_teacher(cfg, dataset)}
@@ -170,12 +188,21 @@ def _train_method(method: str, cfg: Config, run: RunDir, dataset: sources.Datase
             trainer.compile(optimizer=build_optimizer(cfg, peak_rate, epochs * steps, trainer.trainable_variables))
         if METHODS[method].losses:
             loop.train(
-                trainer, cfg, folder, name=method, epochs=epochs, steps_per_epoch=steps,
+                trainer,
+                cfg,
+                folder,
+                name=method,
+                epochs=epochs,
+                steps_per_epoch=steps,
                 train_batches=lambda step: pipeline.train_batches(split, cfg, start_step=step, epochs=epochs),
                 validation_batches=pipeline.eval_batches(dataset.splits["validation"], cfg),
                 strategy=strategy,
             )
-        models = {"teacher": trainer.student} if is_teacher else {"downscaler": trainer.downscaler, "student": trainer.student}
+        models = (
+            {"teacher": trainer.student}
+            if is_teacher
+            else {"downscaler": trainer.downscaler, "student": trainer.student}
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for name, model in models.items():
         save_keras(model, folder / f"{name}.keras")
