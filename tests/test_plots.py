@@ -239,7 +239,7 @@ def test_mistakes_are_told(run_copy, tmp_path):
         plots.main(Options(run_dir=run_dir, out=str(tmp_path / "file"), examples=0))
     facts = (run_copy.path / "data.json").read_text()
     (run_copy.path / "data.json").write_text(facts.replace('"fingerprint": "', '"fingerprint": "0'))
-    with pytest.raises(UserError, match=r"the data changed since this run was trained"):
+    with pytest.raises(UserError, match=r"the data changed since this run started"):
         plots.main(Options(run_dir=run_dir))
     for text in ("epoch,step\n1,2\n", "epoch\nx\n"):
         (run_copy.path / "bicubic" / "metrics.csv").write_text(text)

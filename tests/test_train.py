@@ -271,12 +271,11 @@ def test_a_failed_checkpoint_leaves_the_last_one(config, monkeypatch):
         saved.append(1)
         return save(self, *args, **kwargs)
 
-    monkeypatch.setattr(tf.train.CheckpointManager, "save", full_disk)
-    with pytest.raises(
-        UserError, match=r"checkpoints can't be written \(No space left on device\); what was saved before is intact"
-    ):
-        train(config(methods=("direct",)))
-    monkeypatch.undo()
+    message = r"checkpoints can't be written \(No space left on device\); what was saved before is intact"
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.train.CheckpointManager, "save", full_disk)
+        with pytest.raises(UserError, match=message):
+            train(config(methods=("direct",)))
     assert_same(whole, state_of(train(config(methods=("direct",)))))
 
 

@@ -1,0 +1,201 @@
+"""What a user sees on the command line: one clear line and an exit code for each mistake, help, a real small run."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from absl import flags as absl_flags
+
+from thumbnet_tf import flags
+from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.data.fine_detail import FineDetail
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def command(*arguments: str, module: str = "train", cwd: pathlib.Path = ROOT, **options) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    call = [sys.executable, "-m", f"thumbnet_tf.{module}", *arguments]
+    return subprocess.run(call, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, **options)
+
+
+def parse(*arguments: str) -> Config:
+    values = absl_flags.FlagValues()
+    flags.define(Config, flag_values=values)
+    absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
+    rest = values(["train", *arguments])
+    return flags.parsed(Config, rest[1:], flag_values=values)
+
+
+def test_flags_become_the_configuration():
+    cfg = parse("--methods=direct,no_fm", "--epochs=3", "--learning_rate=2", "--notensorboard", "--dataset=folder:x y")
+    assert cfg == Config(
+        methods=("direct", "no_fm"), epochs=3, learning_rate=2.0, tensorboard=False, dataset="folder:x y"
+    )
+
+
+def test_the_later_flag_wins_and_flagfiles_nest(tmp_path):
+    (tmp_path / "base.flags").write_text("# a comment\n--epochs=2\n--seed=4\n")
+    (tmp_path / "more.flags").write_text(f"--flagfile={tmp_path}/base.flags\n--epochs=5\n")
+    assert parse(f"--flagfile={tmp_path}/more.flags").epochs == 5
+    assert parse(f"--flagfile={tmp_path}/more.flags").seed == 4
+    assert parse(f"--flagfile={tmp_path}/more.flags", "--epochs=7").epochs == 7
+
+
+def test_run_flags_repeat_a_configuration(tmp_path):
+    from thumbnet_tf.config import to_flagfile
+
+    cfg = Config(methods=("no_mm",), seed=8, w_kd=0.25, tensorboard=False, dataset="folder:a b", run_dir="x")
+    (tmp_path / "run.flags").write_text(to_flagfile(cfg, "header"))
+    assert parse(f"--flagfile={tmp_path}/run.flags") == cfg
+
+
+def test_a_word_that_is_no_flag_is_refused():
+    with pytest.raises(UserError, match="takes flags only, as --name=value. Received: quickstart"):
+        parse("quickstart")
+
+
+def test_flagfile_name():
+    assert flags.flagfile_name(["--epochs=1", "--flagfile=a/b.flags"]) == "a/b.flags"
+    assert flags.flagfile_name(["--flagfile", "c.flags"]) == "c.flags"
+    assert flags.flagfile_name(["--epochs=1"]) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--epohcs=3",), "Unknown command line flag 'epohcs'. Did you mean: epochs"),
+        (("--ratio=8",), "flag --ratio=8: 8 is not an integer in the range [2, 4]"),
+        (("--ratio=3",), "--ratio must be 2 or 4. Received: 3"),
+        (("--flagfile=nowhere.flags",), "nowhere.flags"),
+    ],
+)
+def test_a_wrong_flag_ends_with_one_line_and_code_2(arguments, message, tmp_path):
+    result = command(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert "Traceback" not in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("train", ("--dataset=folder:nowhere",), "nowhere"),
+        ("train", ("--methods=bicubik",), "Received: 'bicubik'"),
+        ("evaluate", ("--run_dir=nowhere",), "must hold the config.json of a run"),
+    ],
+)
+def test_a_mistake_found_later_ends_with_one_line_and_code_1(module, arguments, message, tmp_path):
+    result = command(*arguments, module=module, cwd=tmp_path)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "plots"])
+def test_help_lists_the_options(module):
+    result = command("--help", module=module)
+    assert result.returncode == 0 if module == "x" else result.returncode in (0, 1)  # absl's --help exits with 1
+    assert "--run_dir" in result.stdout
+    assert f"python -m thumbnet_tf.{module}" in result.stdout
+
+
+@pytest.fixture
+def sliver(monkeypatch, tmp_path_factory):
+    """Prepares a sliver of fine_detail where the smoke run looks for it."""
+    data_dir = tmp_path_factory.mktemp("tfds")
+    monkeypatch.setattr(FineDetail, "split_sizes", {"train": 60, "validation": 12, "test": 24})
+    FineDetail(data_dir=data_dir).download_and_prepare()
+    return data_dir
+
+
+def test_smoke_flags_run_every_step(sliver, tmp_path):
+    result = command(
+        "--flagfile=experiments/smoke.flags", f"--data_dir={sliver}", f"--run_dir={tmp_path}/run", "--batch_size=30"
+    )
+    assert result.returncode == 0, result.stderr
+    for method in ("original", "direct", "bicubic", "thumbnet"):
+        assert any(line.startswith(method) and line.count("%") == 3 for line in result.stdout.splitlines())
+    assert "test split, 24 images" in result.stdout
+    again = command(f"--flagfile={tmp_path}/run/run.flags")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == result.stdout
+
+
+def arguments_of_a_short_run(data_dir, run_dir) -> list[str]:
+    return [
+        "--flagfile=experiments/smoke.flags",
+        f"--data_dir={data_dir}",
+        f"--run_dir={run_dir}",
+        "--methods=thumbnet",
+        "--batch_size=4",
+        "--teacher_epochs=2",
+        "--epochs=2",
+        "--checkpoint_seconds=0",
+    ]
+
+
+@pytest.mark.slow
+def test_kill_9_at_ten_random_moments(sliver, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    started = time.monotonic()
+    assert command(*arguments_of_a_short_run(sliver, whole)).returncode == 0
+    duration = time.monotonic() - started
+    rng = np.random.default_rng(0)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    killed = []
+    for _ in range(10):
+        call = [sys.executable, "-m", "thumbnet_tf.train", *arguments_of_a_short_run(sliver, parts)]
+        process = subprocess.Popen(
+            call, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        time.sleep(rng.uniform(0.1, 0.6) * duration)
+        process.send_signal(signal.SIGKILL)
+        killed.append(process.wait())
+    assert killed.count(-signal.SIGKILL) >= 5  # resumed runs get shorter; most are hit while training
+    result = command(*arguments_of_a_short_run(sliver, parts))
+    assert result.returncode == 0, result.stderr
+    compare_runs(whole, parts)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_with_its_own_code(sliver, tmp_path):
+    call = [sys.executable, "-m", "thumbnet_tf.train", *arguments_of_a_short_run(sliver, tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(call, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    checkpoints = tmp_path / "run" / "original" / "checkpoints"
+    while process.poll() is None and not checkpoints.is_dir():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert "interrupted by SIGTERM; the state is saved. The same command goes on." in errors
+
+
+def compare_runs(a: pathlib.Path, b: pathlib.Path) -> None:
+    """Compares all weights, metric rows (but their speed) and results of two runs, bit for bit."""
+    import csv
+
+    import keras
+
+    for path in sorted(a.rglob("*.keras")):
+        one, two = (keras.models.load_model(p, compile=False) for p in (path, b / path.relative_to(a)))
+        for x, y in zip(one.variables, two.variables, strict=True):
+            np.testing.assert_array_equal(x, y, err_msg=f"{path}: {x.path}")
+    for path in sorted(a.rglob("metrics.csv")):
+        rows = []
+        for file in (path, b / path.relative_to(a)):
+            with open(file, newline="") as text:
+                rows.append([{**row, "images_per_second": ""} for row in csv.DictReader(text)])
+        assert rows[0] == rows[1]
+    assert (a / "results.csv").read_text() == (b / "results.csv").read_text()
