@@ -223,3 +223,26 @@ def test_what_ships_is_the_downscaler_and_the_student_only(kind, photos):
     np.testing.assert_array_equal(outputs["thumbnail"], thumbnails)
     np.testing.assert_allclose(outputs["logits"], student(thumbnails)["logits"], atol=1e-5)
     np.testing.assert_array_equal(outputs["logits"], shipped(tf.constant(images, tf.float32))["logits"])
+
+
+def test_band_filters_start_where_the_average_is_blind():
+    kernel = downscaler.build("learned", 64, 4).get_layer("downscaler_1_conv").kernel.numpy()
+    assert kernel.shape == (7, 7, 3, 16)
+    grey = kernel.sum(2)
+    np.testing.assert_allclose(grey.sum((0, 1)), 0, atol=1e-5)
+    np.testing.assert_allclose(np.sqrt((grey**2).sum((0, 1))), 1, rtol=1e-5)
+    spectrum = np.abs(np.fft.fft2(grey, (32, 32), axes=(0, 1))) ** 2
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(32), np.fft.fftfreq(32)))
+    lost = spectrum[frequency > 1 / 8].sum((0,)) / spectrum.sum((0, 1))
+    assert lost.min() > 0.5
+    assert lost.mean() > 0.85
+    random = downscaler.build("learned", 64, 4, filters="random").get_layer("downscaler_1_conv").kernel.numpy()
+    assert np.abs(random.sum((0, 1, 2))).max() > 0.1
+
+
+def test_downscaler_without_residual_starts_as_area(photos):
+    images = photos(2, 32)
+    learned = downscaler.build("learned", 32, 4, residual=0.0)(images).numpy()
+    assert np.abs(learned - downscaler.build("area", 32, 4)(images).numpy()).max() <= 1  # a tie may round both ways
+    visible = downscaler.build("learned", 32, 4, residual=0.3)(images, training=True).numpy()
+    assert 5 < np.abs(visible - learned).mean() < 60

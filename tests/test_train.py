@@ -229,7 +229,7 @@ def test_another_configuration_is_refused_with_the_difference_named(config):
     with pytest.raises(UserError) as error:
         train(config(methods=("direct",), learning_rate=0.5, seed=3))
     assert "seed was 0 and is now 3" in str(error.value)
-    assert "learning_rate was 0.001 and is now 0.5" in str(error.value)
+    assert "learning_rate was 0.003 and is now 0.5" in str(error.value)
     assert (run.path / "config.json").read_text() == before
     train(config(methods=("direct",), checkpoint_seconds=9.0))  # only says how often, so it may change
 

@@ -143,6 +143,11 @@ class Config:
     downscaler_residual: float = option(
         0.3, "how strongly E departs from area downscaling before training; 0 = not at all", minimum=0.0, maximum=2.0
     )
+    downscaler_filters: str = option(
+        "band",
+        "E's first filters start on the band of frequencies that averaging loses, or at random",
+        choices=("band", "random"),
+    )
     thumbnail_bits: int = option(8, "bits a thumbnail's channel is rounded to; 0 = no rounding", minimum=0, maximum=8)
 
     # --- losses
@@ -163,7 +168,7 @@ class Config:
     epochs: int = option(10, "epochs that every method is trained for", minimum=1)
     optimizer: str = option("adamw", "optimizer", choices=("adamw", "sgd"))
     teacher_learning_rate: float = option(1e-3, "peak learning rate of T", minimum=0.0)
-    learning_rate: float = option(1e-3, "peak learning rate of E and S", minimum=0.0)
+    learning_rate: float = option(3e-3, "peak learning rate of E and S", minimum=0.0)
     warmup_fraction: float = option(
         0.1, "share of the steps with a linearly rising rate; cosine decay after it", minimum=0.0, maximum=0.9
     )

@@ -67,6 +67,7 @@ def build(
     width: int = 16,
     bits: int = 8,
     residual: float = 0.3,
+    filters: str = "band",
     *,
     synchronized: bool = False,
 ) -> keras.Model:
@@ -79,13 +80,14 @@ def build(
         width: channels inside E.
         bits: bits a thumbnail's channel is rounded to; 0 for none.
         residual: how strongly E departs from the average before training; at 0 it starts as the average.
+        filters: what E's first convolution starts with: `band` (see `LostBand`) or `random`.
         synchronized: whether E's batch statistics are taken over all replicas.
 
     Returns:
         A model from `(B, size, size, 3)` to `(B, size/r, size/r, 3)` float32, both in [0, 255].
     """
     image = keras.Input((size, size, 3), name="image")
-    thumbnail = connect(kind, image, ratio, width, bits, residual, synchronized=synchronized)
+    thumbnail = connect(kind, image, ratio, width, bits, residual, filters, synchronized=synchronized)
     return keras.Model(image, thumbnail, name=f"{kind}_downscaler")
 
 
@@ -96,6 +98,7 @@ def connect(
     width: int = 16,
     bits: int = 8,
     residual: float = 0.3,
+    filters: str = "band",
     *,
     synchronized: bool = False,
 ) -> keras.KerasTensor:
@@ -105,14 +108,14 @@ def connect(
     elif kind == "area":
         x = layers.AveragePooling2D(ratio, dtype="float32", name="downscaler_area")(image)
     elif kind == "learned":
-        x = _learned(image, ratio, width, residual, synchronized)
+        x = _learned(image, ratio, width, residual, filters, synchronized)
     else:
         raise ValueError(f"kind must be learned, {' or '.join(FIXED)}. Received: {kind!r}")
     return ToThumbnail(bits, name="thumbnail")(x)
 
 
 def _learned(
-    image: keras.KerasTensor, ratio: int, width: int, residual: float, synchronized: bool
+    image: keras.KerasTensor, ratio: int, width: int, residual: float, filters: str, synchronized: bool
 ) -> keras.KerasTensor:
     """E: the r x r average plus a residual of a strided convolution, a second one and a mixing one.
 
@@ -122,9 +125,9 @@ def _learned(
     """
     x = layers.Rescaling(1 / 128, offset=-1.0, dtype="float32", name="downscaler_rescaling")(image)
     area = layers.AveragePooling2D(ratio, dtype="float32", name="downscaler_area")(x)
-    for index, (kernel, stride, initializer) in enumerate(
-        ((_KERNEL[ratio], ratio, LostBand(ratio)), (3, 1, "he_normal")), 1
-    ):
+    first = LostBand(ratio) if filters == "band" else "he_normal"
+    convolutions = ((_KERNEL[ratio], ratio, first), (3, 1, "he_normal"))
+    for index, (kernel, stride, initializer) in enumerate(convolutions, 1):
         x = layers.Conv2D(
             width,
             kernel,

@@ -32,6 +32,7 @@ def build_downscaler(cfg: Config, kind: str, *, synchronized: bool = False) -> k
         cfg.downscaler_width,
         cfg.thumbnail_bits,
         cfg.downscaler_residual,
+        cfg.downscaler_filters,
         synchronized=synchronized,
     )
 

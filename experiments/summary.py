@@ -1,0 +1,106 @@
+"""Collects the results of several runs (seeds) in one CSV and writes their table into README.md.
+
+  python -m experiments.summary quickstart runs/quickstart runs/quickstart_seed1 runs/quickstart_seed2
+  python -m experiments.summary quickstart        # the table anew from experiments/results/quickstart.csv
+
+The table stands in README.md between `<!-- table quickstart -->` and `<!-- end of table -->`.
+"""
+
+import pathlib
+import re
+import statistics
+import sys
+
+from thumbnet_tf.config import UserError
+from thumbnet_tf.evaluate import COLUMNS
+from thumbnet_tf.runs import read_rows, write_rows
+from thumbnet_tf.stages import METHODS, ORIGINAL
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "experiments" / "results"
+
+
+def collect(name: str, runs: list[str]) -> None:
+    """Writes the rows of the runs' results.csv to `experiments/results/<name>.csv`, by method and seed.
+
+    Raises:
+        UserError: when a run has no results, or two runs hold the same method and seed.
+    """
+    rows = []
+    for run in runs:
+        found = read_rows(pathlib.Path(run) / "results.csv")
+        if not found:
+            raise UserError(f"a finished run is expected; train first. Received: {run}, which has no results.csv")
+        rows += found
+    order = {method: index for index, method in enumerate(METHODS)}
+    rows.sort(key=lambda row: (row["split"], order[row["method"]], int(row["seed"])))
+    keys = [(row["split"], row["method"], row["seed"]) for row in rows]
+    if len(set(keys)) < len(keys):
+        raise UserError(f"each seed is counted once; give runs of different --seed. Received: {' '.join(runs)}")
+    write_rows(RESULTS / f"{name}.csv", COLUMNS, rows)
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """Returns the table of the test rows: mean and standard deviation over seeds, and the recovered share.
+
+    The recovered share is (method - bicubic) / (original - bicubic), of the mean accuracies: what the method wins
+    back of what training on bicubic thumbnails loses.
+    """
+    by_method: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        if row["split"] == "test":
+            by_method.setdefault(row["method"], []).append(row)
+    mean = {method: statistics.mean(float(row["top1"]) for row in found) for method, found in by_method.items()}
+    lines = [
+        "| method | what it is | top-1, % | agrees with T, % | recovered share | M multiply-adds (+ E) | seeds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for method, found in by_method.items():
+        share = "-"
+        if method not in (ORIGINAL, "bicubic", "direct") and "bicubic" in mean:
+            share = f"{(mean[method] - mean['bicubic']) / (mean[ORIGINAL] - mean['bicubic']):.2f}"
+        small = int(found[0]["macs_downscaler"]) / 1e6
+        cost = f"{int(found[0]['macs']) / 1e6:.1f}" + (f" (+ {small:.1f})" if small else "")
+        lines.append(
+            f"| `{method}` | {METHODS[method].about} | {_spread(found, 'top1')} "
+            f"| {_spread(found, 'teacher_agreement')} | {share} | {cost} | {len(found)} |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(rows: list[dict[str, str]], column: str) -> str:
+    values = [100 * float(row[column]) for row in rows]
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def block(name: str) -> re.Pattern:
+    """Returns the pattern of a table's place in README.md; group 2 is the table."""
+    return re.compile(rf"(<!-- table {name} -->\n)(.*?)(\n<!-- end of table -->)", re.DOTALL)
+
+
+def main(arguments: list[str]) -> int:
+    """Collects where runs are given, and writes the table."""
+    if not arguments or arguments[0].startswith("-"):
+        print(__doc__)
+        return 2
+    name, *runs = arguments
+    try:
+        if runs:
+            collect(name, runs)
+        rows = read_rows(RESULTS / f"{name}.csv")
+        readme = ROOT / "README.md"
+        text, count = block(name).subn(lambda match: match[1] + markdown(rows) + match[3], readme.read_text())
+        if not rows or not count:
+            raise UserError(f"experiments/results/{name}.csv and a place for its table in README.md are expected")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    readme.write_text(text)
+    print(markdown(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

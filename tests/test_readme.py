@@ -1,0 +1,82 @@
+"""The README's commands must exist and its tables must be those of the result files."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+from absl import flags as absl_flags
+
+from experiments import summary
+from thumbnet_tf import evaluate, flags, plots, predict
+from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.runs import read_rows
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+OPTIONS = {"train": Config, "evaluate": evaluate.Options, "predict": predict.Options, "plots": plots.Options}
+
+
+def commands() -> list[str]:
+    texts = [README, *(path.read_text() for path in (ROOT / "experiments").glob("*.flags"))]
+    return [match for text in texts for match in re.findall(r"python -m (thumbnet_tf\.[^`\n]*)", text)]
+
+
+def test_every_command_parses(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    seen = set()
+    for command in commands():
+        module, *arguments = shlex.split(command.replace("=N ", "=1 "))
+        name = module.removeprefix("thumbnet_tf.")
+        values = absl_flags.FlagValues()
+        absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
+        positional = "files" if name == "predict" else None
+        flags.define(OPTIONS[name], positional, flag_values=values)
+        rest = values([name, *arguments])
+        options = flags.parsed(OPTIONS[name], rest[1:], positional, flag_values=values)
+        assert options.run_dir or name == "train"
+        seen.add(name)
+    assert {"train", "predict", "plots"} <= seen
+
+
+@pytest.mark.parametrize("name", ["quickstart", "flowers_quick"])
+def test_tables_are_those_of_the_result_files(name):
+    rows = read_rows(summary.RESULTS / f"{name}.csv")
+    assert summary.block(name).search(README)[2] == summary.markdown(rows)
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def row(method, seed, top1):
+    return {
+        "method": method,
+        "split": "test",
+        "seed": str(seed),
+        "top1": str(top1),
+        "teacher_agreement": "0.5",
+        "macs": "2000000",
+        "macs_downscaler": "0",
+    }
+
+
+def test_summary_computes_mean_spread_and_recovered_share():
+    rows = [row("original", 0, 0.9), row("bicubic", 0, 0.5), row("thumbnet", 0, 0.7), row("thumbnet", 1, 0.8)]
+    lines = summary.markdown([*rows, {**row("thumbnet", 2, 0.0), "split": "validation"}]).splitlines()
+    assert len(lines) == 5
+    # mean 75, deviations 5 and 5: sample standard deviation sqrt(50) = 7.1; share (0.75 - 0.5) / (0.9 - 0.5) = 0.62
+    assert "| 75.0 ± 7.1 | 50.0 ± 0.0 | 0.62 | 2.0 | 2 |" in lines[4]
+    assert "| 90.0 | 50.0 | - | 2.0 | 1 |" in lines[2]
+
+
+def test_summary_refuses_missing_results_and_repeated_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(summary, "RESULTS", tmp_path)
+    with pytest.raises(UserError, match="has no results.csv"):
+        summary.collect("x", [str(tmp_path)])
+    (tmp_path / "results.csv").write_text(",".join(summary.COLUMNS) + "\ndirect,4,test,0,9,0.5,1,1,1,0,1\n")
+    with pytest.raises(UserError, match="each seed is counted once"):
+        summary.collect("x", [str(tmp_path), str(tmp_path)])
+    summary.collect("x", [str(tmp_path)])
+    assert read_rows(tmp_path / "x.csv")[0]["top1"] == "0.5"
