@@ -14,7 +14,7 @@ setup(
         "keras>=3.15,<3.16",
         "matplotlib>=3.8,<4",
         "numpy>=1.26,<3",
-        "pillow>=10",
+        "pillow>=10,<14",
         "tensorflow>=2.21,<2.22",
         "tensorflow-datasets>=4.9.10,<4.10",
         "tensorflow-model-optimization>=0.8.1,<0.9",
@@ -23,6 +23,6 @@ setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
-        "test": ["pytest>=8,<10", "ruff>=0.9,<1"],
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.9,<1"],
     },
 )

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from thumbnet_tf import stages
-from thumbnet_tf.config import Config, UserError, to_flagfile
+from thumbnet_tf.config import Config, FlagError, UserError, to_flagfile
 
 
 def test_json_round_trip_keeps_every_option():
@@ -17,7 +17,8 @@ def test_json_round_trip_keeps_every_option():
     ("values", "message"),
     [
         ({"ratio": 3}, "--ratio must be 2 or 4. Received: 3"),
-        ({"ratio": 8}, "--ratio must be 2 to 4. Received: 8"),
+        ({"ratio": 8}, "--ratio must be 2 or 4. Received: 8"),
+        ({"thumbnail_bits": 1}, "--thumbnail_bits must be 0 (no rounding) or 2 to 8. Received: 1"),
         ({"image_size": 100}, "--image_size must be a multiple of 16 at --ratio=4. Received: 100"),
         ({"width": 0.0}, "--width must be 0.03125 to 4.0. Received: 0.0"),
         ({"w_kd": -1.0}, "--w_kd must be at least 0.0. Received: -1.0"),
@@ -47,7 +48,7 @@ def test_json_with_an_unknown_option_or_broken_is_refused():
 def test_every_option_has_help_and_a_legal_default():
     for field in dataclasses.fields(Config):
         assert len(field.metadata["help"]) > 5, field.name
-    assert Config() == Config().resolved().__class__()
+    assert Config.from_json(Config().to_json()) == Config()
 
 
 def test_auto_depends_on_the_dataset():
@@ -72,6 +73,10 @@ def test_methods_are_checked():
         stages.students(Config(methods=("bicubik",)))
     with pytest.raises(UserError, match="'direct' 2 times"):
         stages.students(Config(methods=("direct", "direct")))
+    for method in ("bicubic", "supervised", "no_kd"):
+        with pytest.raises(FlagError, match=f"--methods={method} needs a classification or distillation loss"):
+            stages.students(Config(methods=("direct", method), w_cl=0.0))
+    assert stages.students(Config(methods=("thumbnet",), w_cl=0.0)) == ("thumbnet",)
 
 
 def test_rows_of_the_ablation():

@@ -17,6 +17,10 @@ class UserError(ValueError):
     """A mistake that the user can mend; its message is one line and is shown without a traceback."""
 
 
+class FlagError(UserError):
+    """An option's value that can't be; the mains exit with 2."""
+
+
 def option(
     default: Any,
     help: str,
@@ -48,7 +52,7 @@ def check_options(options: Any) -> None:
     """Checks type, bounds and choices of every field of an options dataclass.
 
     Raises:
-        UserError: with the option's name, what was received and what is allowed.
+        FlagError: with the option's name, what was received and what is allowed.
     """
     hints = typing.get_type_hints(type(options))
     for field in dataclasses.fields(options):
@@ -62,15 +66,15 @@ def check_options(options: Any) -> None:
             object.__setattr__(options, field.name, value)
         expected = tuple if kind == tuple[str, ...] else kind
         if not isinstance(value, expected) or (kind is int and isinstance(value, bool)):
-            raise UserError(f"--{field.name} takes a {getattr(expected, '__name__', expected)}. Received: {value!r}")
+            raise FlagError(f"--{field.name} takes a {getattr(expected, '__name__', expected)}. Received: {value!r}")
         low, high = meta["minimum"], meta["maximum"]
         if kind is float and not math.isfinite(value):
-            raise UserError(f"--{field.name} must be a finite number. Received: {value}")
+            raise FlagError(f"--{field.name} must be a finite number. Received: {value}")
         if (low is not None and value < low) or (high is not None and value > high):
             allowed = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
-            raise UserError(f"--{field.name} must be {allowed}. Received: {value}")
+            raise FlagError(f"--{field.name} must be {allowed}. Received: {value}")
         if meta["choices"] is not None and value not in meta["choices"]:
-            raise UserError(f"--{field.name} must be one of {', '.join(meta['choices'])}. Received: {value!r}")
+            raise FlagError(f"--{field.name} must be one of {', '.join(meta['choices'])}. Received: {value!r}")
 
 
 def to_flagfile(options: Any, header: str) -> str:
@@ -94,7 +98,9 @@ class Config:
     """All that defines a training run. `resolved()` replaces every `auto`."""
 
     # --- run
-    run_dir: str = option("", "run directory; default runs/<flagfile's name>", identity=False)
+    run_dir: str = option(
+        "runs/default", "run directory; default runs/<flagfile's name>, else runs/default", identity=False
+    )
     seed: int = option(0, "seed of initial weights, data order and augmentation", minimum=0, maximum=2**31 - 1)
     methods: tuple[str, ...] = option(
         ("direct", "bicubic", "thumbnet"),
@@ -136,9 +142,7 @@ class Config:
     backbone: str = option("resnet18", "architecture of T and S", choices=("resnet18", "resnet34", "resnet50", "vgg11"))
     width: float = option(1.0, "multiplier of the backbone's channels", minimum=0.03125, maximum=4.0)
     teacher: str = option("train", "train, or a finished run directory (or its teacher.keras) to take T from")
-    ratio: int = option(
-        4, "the thumbnail's side is image_size / ratio: 2 (4x fewer pixels) or 4 (16x fewer)", minimum=2, maximum=4
-    )
+    ratio: int = option(4, "the thumbnail's side is image_size / ratio: 2 (4x fewer pixels) or 4 (16x fewer)")
     downscaler_width: int = option(16, "channels inside the learned downscaler E", minimum=1, maximum=256)
     downscaler_residual: float = option(
         0.3, "how strongly E departs from area downscaling before training; 0 = not at all", minimum=0.0, maximum=2.0
@@ -198,16 +202,16 @@ class Config:
     def __post_init__(self) -> None:
         check_options(self)
         if self.ratio not in (2, 4):
-            raise UserError(f"--ratio must be 2 or 4. Received: {self.ratio}")
+            raise FlagError(f"--ratio must be 2 or 4. Received: {self.ratio}")
         if self.image_size % (4 * self.ratio):
             multiple = 4 * self.ratio
-            raise UserError(
+            raise FlagError(
                 f"--image_size must be a multiple of {multiple} at --ratio={self.ratio}. Received: {self.image_size}"
             )
         if self.thumbnail_bits == 1:  # TensorFlow's fake quantisation starts at 2 bits
-            raise UserError("--thumbnail_bits must be 0 (no rounding) or 2 to 8. Received: 1")
+            raise FlagError("--thumbnail_bits must be 0 (no rounding) or 2 to 8. Received: 1")
         if self.w_cl + self.w_kd <= 0:
-            raise UserError("--w_cl and --w_kd can't both be 0: nothing would train the classifier. Received: 0 and 0")
+            raise FlagError("--w_cl and --w_kd can't both be 0: nothing would train the classifier. Received: 0 and 0")
 
     @property
     def thumbnail_size(self) -> int:

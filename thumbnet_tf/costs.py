@@ -1,4 +1,4 @@
-"""What a model costs for one image: multiply-adds, parameters, activation memory."""
+"""What a model costs: multiply-adds for one image, parameters."""
 
 import math
 
@@ -25,12 +25,6 @@ def _layer_macs(layer: keras.Layer) -> int:
     if isinstance(layer, layers.Dense):
         return math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1])
     return 0
-
-
-def activation_bytes(model: keras.Model) -> int:
-    """Returns the bytes of all convolutions' float32 outputs for one image."""
-    convolutions = (layers.Conv2D, layers.DepthwiseConv2D)
-    return sum(4 * math.prod(layer.output.shape[1:]) for layer in model.layers if isinstance(layer, convolutions))
 
 
 def parameters(model: keras.Model) -> int:

@@ -3,7 +3,9 @@
 python -m thumbnet_tf.evaluate --run_dir=runs/quickstart
 """
 
+import contextlib
 import dataclasses
+import io
 
 import keras
 import numpy as np
@@ -13,7 +15,7 @@ from thumbnet_tf import costs, flags
 from thumbnet_tf.config import Config, UserError, check_options, option
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import RunDir, read_rows, saving, write_rows
+from thumbnet_tf.runs import RunDir, read_rows, write_atomically, write_rows
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 COLUMNS = (
@@ -37,6 +39,7 @@ class Options:
     """Options of the command."""
 
     run_dir: str = option("", "run directory made by thumbnet_tf.train")
+    data_dir: str = option("", "where a TFDS set lies now; default where the run found it")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -55,17 +58,29 @@ def evaluate(run: RunDir, dataset: sources.Dataset) -> list[dict]:
     Raises:
         UserError: when the teacher isn't finished, or the data isn't the run's.
     """
-    run.check_data(dataset.name, dataset.fingerprint)
+    run.check_data(dataset.facts())
     cfg = run.config()
     methods = run.finished_methods()
     if ORIGINAL not in methods:
         raise UserError(f"--run_dir must hold a finished teacher; finish thumbnet_tf.train first. Received: {run.path}")
+    costs_of = {method: _costs(run, method, cfg) for method in methods}
     rows = []
-    for split in SPLITS:
-        logits = {}
-        for method in methods:
-            logits[method] = _logits(run, method, dataset.splits[split], cfg)
-            rows.append(_row(run, method, cfg, split, dataset.splits[split].labels, logits[method], logits[ORIGINAL]))
+    for name in SPLITS:
+        split = dataset.splits[name]
+        logits = {method: _logits(run, method, split, cfg) for method in methods}
+        rows += [
+            {
+                "method": method,
+                "split": name,
+                "seed": cfg.seed,
+                "examples": split.num_examples,
+                "top1": f"{top_k(logits[method], split.labels, 1):.6f}",
+                "top5": f"{top_k(logits[method], split.labels, 5):.6f}",
+                "teacher_agreement": f"{np.mean(logits[method].argmax(-1) == logits[ORIGINAL].argmax(-1)):.6f}",
+                **costs_of[method],
+            }
+            for method in methods
+        ]
     write_rows(run.path / "results.csv", COLUMNS, rows)
     return rows
 
@@ -87,7 +102,8 @@ def _logits(run: RunDir, method: str, split: sources.Split, cfg: Config) -> np.n
     """Returns a method's logits `(n, C)` of a split in its order; kept in the method's folder once computed."""
     path = run.method(method) / f"logits_{split.name}.npy"
     if path.exists():
-        return np.load(path)
+        with contextlib.suppress(ValueError, EOFError):  # a broken file is computed anew
+            return np.load(path)
     small, network = load_parts(run, method)
     predict = tf.function(lambda images: classify(small, network, images))
     logits = np.full((split.num_examples, network.output["logits"].shape[-1]), np.nan, np.float32)
@@ -98,38 +114,23 @@ def _logits(run: RunDir, method: str, split: sources.Split, cfg: Config) -> np.n
             logits[batch["id"].numpy()[real]] = predict(batch["image"]).numpy()[real]
             done += int(real.sum())
             bar.update(int(real.sum()))
-    if done != split.num_examples or np.isnan(logits).any():
+    if done != split.num_examples:
         raise RuntimeError(f"{method}: {done} of {split.num_examples} {split.name} images were evaluated")
-    with saving(path):
-        partial = path.with_name(f"partial-{path.name}")
-        np.save(partial, logits)
-        partial.replace(path)
+    if not np.isfinite(logits).all():
+        raise UserError(f"{method} gives NaN or infinite logits on {split.name}; train it anew in a new --run_dir")
+    content = io.BytesIO()
+    np.save(content, logits)
+    write_atomically(path, content.getvalue())
     return logits
 
 
-def _row(
-    run: RunDir,
-    method: str,
-    cfg: Config,
-    split: str,
-    labels: np.ndarray,
-    logits: np.ndarray,
-    teacher_logits: np.ndarray,
-) -> dict:
+def _costs(run: RunDir, method: str, cfg: Config) -> dict[str, int]:
     small, network = load_parts(run, method)
-    parts = [model for model in (small, network) if model is not None]
     return {
-        "method": method,
         "ratio": 1 if small is None else cfg.ratio,
-        "split": split,
-        "seed": cfg.seed,
-        "examples": len(labels),
-        "top1": f"{top_k(logits, labels, 1):.6f}",
-        "top5": f"{top_k(logits, labels, 5):.6f}",
-        "teacher_agreement": f"{np.mean(logits.argmax(-1) == teacher_logits.argmax(-1)):.6f}",
         "macs": costs.macs(network),
         "macs_downscaler": 0 if small is None else costs.macs(small),
-        "params": sum(costs.parameters(model) for model in parts),
+        "params": sum(costs.parameters(model) for model in (small, network) if model is not None),
     }
 
 
@@ -163,9 +164,11 @@ def main(options: Options) -> None:
     """Evaluates every finished method of a run."""
     run = RunDir.existing(options.run_dir)
     with run.lock():
-        evaluate(run, sources.load(run.config(), SPLITS))
+        cfg = run.config()
+        cfg = dataclasses.replace(cfg, data_dir=options.data_dir or cfg.data_dir)
+        evaluate(run, sources.load(cfg, SPLITS))
     print(table(run))
 
 
 if __name__ == "__main__":
-    flags.run(main, Options, __doc__)
+    flags.run(main, Options)

@@ -16,24 +16,22 @@ from absl import app
 from absl import flags as absl_flags
 from absl import logging as absl_logging
 
-from thumbnet_tf.config import UserError
+from thumbnet_tf.config import FlagError, UserError
 
 USAGE_ERROR = 2
 
 
-def run(main: Callable[[Any], int | None], options_type: type, usage: str, positional: str | None = None) -> None:
+def run(main: Callable[[Any], int | None], options_type: type, positional: str | None = None) -> None:
     """Parses the command line into an `options_type` and calls `main` with it; never returns.
 
-    A user's mistake (an unknown or out-of-range flag, a `UserError` out of `main`) ends with one line on stderr and
-    a non-zero exit code: 2 for a flag, 1 for anything found later.
+    `--help` shows the main's docstring. A user's mistake (an unknown or out-of-range flag, a `UserError` out of
+    `main`) ends with one line on stderr and a non-zero exit code: 2 for a flag, 1 for anything found later.
 
     Args:
         main: called with the options; its result is the exit code, None for 0.
         options_type: a dataclass whose fields are made by `config.option`.
-        usage: text above the flags in `--help`.
         positional: name of the field that takes the arguments which are no flags; None allows none.
     """
-    sys.modules["__main__"].__doc__ = usage
     package = logging.getLogger("thumbnet_tf")
     package.setLevel(logging.INFO)
     package.propagate = False  # absl's root handler would say it again
@@ -47,13 +45,9 @@ def run(main: Callable[[Any], int | None], options_type: type, usage: str, posit
 
     def entry(argv: Sequence[str]) -> int | None:
         try:
-            options = parsed(options_type, argv[1:], positional)
+            return main(parsed(options_type, argv[1:], positional))
         except UserError as error:
-            return _fail(error, USAGE_ERROR)
-        try:
-            return main(options)
-        except UserError as error:
-            return _fail(error, 1)
+            return _fail(error, USAGE_ERROR if isinstance(error, FlagError) else 1)
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
@@ -77,22 +71,19 @@ def define(
         # registered in the name of the main module: --help shows that module's flags
         common = {"flag_values": flag_values, "module_name": sys.argv[0]}
         if kind is bool:
-            flag = absl_flags.DEFINE_boolean(field.name, field.default, meta["help"], **common)
+            absl_flags.DEFINE_boolean(field.name, field.default, meta["help"], **common)
         elif kind is int:
-            flag = absl_flags.DEFINE_integer(
+            absl_flags.DEFINE_integer(
                 field.name, field.default, meta["help"], meta["minimum"], meta["maximum"], **common
             )
         elif kind is float:
-            flag = absl_flags.DEFINE_float(
-                field.name, field.default, meta["help"], meta["minimum"], meta["maximum"], **common
-            )
+            absl_flags.DEFINE_float(field.name, field.default, meta["help"], meta["minimum"], meta["maximum"], **common)
         elif kind == tuple[str, ...]:
-            flag = absl_flags.DEFINE_list(field.name, list(field.default), meta["help"], **common)
+            absl_flags.DEFINE_list(field.name, list(field.default), meta["help"], **common)
         elif meta["choices"]:
-            flag = absl_flags.DEFINE_enum(field.name, field.default, list(meta["choices"]), meta["help"], **common)
+            absl_flags.DEFINE_enum(field.name, field.default, list(meta["choices"]), meta["help"], **common)
         else:
-            flag = absl_flags.DEFINE_string(field.name, field.default, meta["help"], **common)
-        del flag
+            absl_flags.DEFINE_string(field.name, field.default, meta["help"], **common)
 
 
 def parsed(
@@ -104,10 +95,10 @@ def parsed(
     """Returns the options that the parsed flags and the remaining arguments make.
 
     Raises:
-        UserError: on arguments that are no flags where none are allowed, and out of the dataclass' own checks.
+        FlagError: on arguments that are no flags where none are allowed, and out of the dataclass' own checks.
     """
     if arguments and positional is None:
-        raise UserError(f"this command takes flags only, as --name=value. Received: {' '.join(arguments)}")
+        raise FlagError(f"this command takes flags only, as --name=value. Received: {' '.join(arguments)}")
     hints = typing.get_type_hints(options_type)
     values = {}
     for field in dataclasses.fields(options_type):
@@ -132,7 +123,7 @@ def flagfile_name(argv: Sequence[str]) -> str | None:
 def _parse(argv: Sequence[str]) -> Sequence[str]:
     try:
         return absl_flags.FLAGS(list(argv))
-    except absl_flags.Error as error:
+    except (absl_flags.Error, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
         sys.exit(_fail(f"{text} (--help lists the flags)", USAGE_ERROR))
 

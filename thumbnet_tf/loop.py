@@ -8,6 +8,7 @@ import logging
 import math
 import pathlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import tensorflow as tf
 
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import Checkpoints, read_rows, write_rows
+from thumbnet_tf.runs import Checkpoints, read_rows, saving, write_rows
 from thumbnet_tf.trainer import Trainer
 
 TERMS = ("loss", "cl", "kd", "fm", "mm", "accuracy", "agreement")
@@ -65,7 +66,8 @@ def train(
         Interrupted: after SIGINT or SIGTERM, with the state saved.
         UserError: when the loss is not finite, or the state can't be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     step_variable = tf.Variable(0, dtype=tf.int64, trainable=False)
     with strategy.scope():
         trainer.optimizer.build(trainer.trainable_variables)
@@ -78,7 +80,7 @@ def train(
     if checkpoints.restore(_log.warning):
         _log.info("%s: resuming at step %d", name, int(step_variable))
     step, total = int(step_variable), epochs * steps_per_epoch
-    rows = [row for row in read_rows(folder / "metrics.csv") if int(row["step"]) <= step]
+    rows = _rows_until(folder / "metrics.csv", step)
     run_step, run_test = _compiled(trainer, strategy)
     writer = (
         tf.summary.create_file_writer(str(folder / "tensorboard"))
@@ -109,12 +111,13 @@ def train(
                     "step": step,
                     "learning_rate": f"{_learning_rate(trainer, step):.8g}",
                     **_means(trainer, "", trainer.is_taught),
-                    **_validate(trainer, run_test, validation),
+                    **_validate(trainer, run_test, validation, name, step),
                     "images_per_second": f"{(step - epoch_first_step) * cfg.batch_size / seconds:.1f}",
                 }
                 rows.append(row)
                 write_rows(folder / "metrics.csv", COLUMNS, rows)
-                _log_tensorboard(writer, row)
+                with saving(folder / "tensorboard"):
+                    _log_tensorboard(writer, row)
                 trainer.reset_metrics()
                 epoch_start, epoch_first_step = time.monotonic(), step
             if received or step == total or time.monotonic() - last_save >= cfg.checkpoint_seconds:
@@ -124,6 +127,14 @@ def train(
                 raise Interrupted(received[0])
     if cfg.ema_momentum > 0:
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
+
+
+def _rows_until(path: pathlib.Path, step: int) -> list[dict[str, str]]:
+    """Returns the rows of a metrics file up to a step: what was logged after the restored state is done again."""
+    try:
+        return [row for row in read_rows(path) if int(row["step"]) <= step]
+    except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no metrics.csv any more ({error!r}); restore it, or delete it to go on") from None
 
 
 def _compiled(trainer: Trainer, strategy: tf.distribute.Strategy) -> tuple[Callable, Callable]:
@@ -144,11 +155,12 @@ def _triple(batch: dict) -> tuple:
     return batch["image"], batch["label"], batch["mask"]
 
 
-def _validate(trainer: Trainer, run_test: Callable, batches) -> dict[str, str]:
+def _validate(trainer: Trainer, run_test: Callable, batches, name: str, step: int) -> dict[str, str]:
     trainer.reset_metrics()
     with _averaged_weights(trainer):
         for batch in batches:
             run_test(batch)
+    _check_finite(trainer, name, step)
     return _means(trainer, "val_", agreement=True)
 
 
@@ -216,6 +228,7 @@ def _signals() -> Iterator[list[int]]:
 
     def note(number: int, frame) -> None:
         received.append(number)
+        print("finishing this step and saving; a second signal kills", file=sys.stderr)
         signal.signal(number, signal.SIG_DFL)
 
     handled = (signal.SIGINT, signal.SIGTERM)

@@ -250,7 +250,7 @@ def draw(run: RunDir, out: pathlib.Path, examples: int, data_dir: str = "") -> l
         _log.info("no accuracy_vs_macs.png: the run has no results.csv yet (thumbnet_tf.evaluate writes it)")
     if examples and run.is_done(ORIGINAL):
         dataset = sources.load(cfg, ("test",))
-        run.check_data(dataset.name, dataset.fingerprint)
+        run.check_data(dataset.facts())
         written.append(_save(gallery.figure(run, dataset, examples), out / "gallery.png"))
     elif examples:
         _log.info("no gallery.png: the run's teacher isn't finished yet")
@@ -264,7 +264,7 @@ def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
     figure.savefig(png, format="png", bbox_inches="tight")
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, png.getvalue())
+    write_atomically(path, png.getvalue())
     return path
 
 
@@ -277,4 +277,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    flags.run(main, Options, __doc__)
+    flags.run(main, Options)

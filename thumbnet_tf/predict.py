@@ -249,6 +249,10 @@ def main(options: Options) -> None:
                 f"--save_thumbnails must lie outside the folders of images, or the next start takes thumbnails for "
                 f"images. Received: {folder} in {name}"
             )
+    if options.save_thumbnails and run.config().thumbnail_bits == 0:
+        _log.warning(
+            "this run's thumbnails aren't rounded to 8 bits, their PNG files are: S may answer otherwise to them"
+        )
     files = list_images(options.files)
     predictions = predict_files(
         run,
@@ -270,4 +274,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    flags.run(main, Options, __doc__, positional="files")
+    flags.run(main, Options, positional="files")

@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -52,9 +53,17 @@ class RunDir:
         return run
 
     def config(self) -> Config:
-        """Returns the run's configuration."""
+        """Returns the run's configuration.
+
+        Raises:
+            UserError: when its file is broken.
+        """
         where = self.path / "config.json"
-        return dataclasses.replace(Config.from_json(where.read_text(), str(where)), run_dir=str(self.path))
+        try:
+            text = where.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{where} can't be read ({type(error).__name__}); restore it") from None
+        return dataclasses.replace(Config.from_json(text, str(where)), run_dir=str(self.path))
 
     def claim(self, cfg: Config) -> None:
         """Makes this the directory of `cfg`, or checks that it already is.
@@ -62,22 +71,11 @@ class RunDir:
         Raises:
             UserError: when it belongs to another configuration (the differences are named), or can't be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if (self.path / "config.json").exists():
-                self._check_same(self.config(), cfg)
-            elif any(path.name != "lock" for path in self.path.iterdir()):
-                raise UserError(
-                    "--run_dir must be a new, an empty or a run's directory. "
-                    f"Received: {self.path}, which holds other files"
-                )
-            write_atomically(self.path / "config.json", cfg.to_json())
-            header = f"repeats this run: python -m thumbnet_tf.train --flagfile={self.path}/run.flags --run_dir=NEW"
-            write_atomically(self.path / "run.flags", to_flagfile(cfg, header))
-        except OSError as error:
-            raise UserError(
-                f"--run_dir can't be written ({error.strerror}); choose another place. Received: {self.path}"
-            ) from None
+        if (self.path / "data.json").exists():  # until then nothing was trained, and another start may correct it
+            self._check_same(self.config(), cfg)
+        write_atomically(self.path / "config.json", cfg.to_json())
+        header = f"repeats this run: python -m thumbnet_tf.train --flagfile={self.path}/run.flags --run_dir=NEW"
+        write_atomically(self.path / "run.flags", to_flagfile(cfg, header))
 
     def _check_same(self, old: Config, new: Config) -> None:
         differences = [
@@ -96,10 +94,16 @@ class RunDir:
         """Holds the directory for one process.
 
         Raises:
-            UserError: when another process is training in it.
+            UserError: when another process is training in it, it is no run's, or it can't be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            names = {path.name for path in self.path.iterdir()}
+            if not names & {"config.json", "config.json.partial", "lock"} and names:
+                raise UserError(
+                    "--run_dir must be a new, an empty or a run's directory. "
+                    f"Received: {self.path}, which holds other files"
+                )
             file = open(self.path / "lock", "w")  # noqa: SIM115 - held open as long as the lock
         except OSError as error:
             raise UserError(
@@ -120,6 +124,7 @@ class RunDir:
         handler = logging.FileHandler(self.path / "log.txt")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         package = logging.getLogger("thumbnet_tf")
+        package.setLevel(logging.INFO)
         package.addHandler(handler)
         try:
             yield
@@ -161,27 +166,40 @@ class RunDir:
             raise UserError(f"a run's data.json can't be read ({reason}); restore it. Received: {path}") from None
 
     def bind_data(self, facts: Mapping[str, Any]) -> None:
-        """Writes `data.json`; a resumed run's data must be what it started with.
+        """Writes `data.json`, or checks that a resumed run's data is what it started with.
+
+        Args:
+            facts: `Dataset.facts()` of all splits.
 
         Raises:
             UserError: when the data changed.
         """
         if (self.path / "data.json").exists():
-            self.check_data(facts["dataset"], facts["fingerprint"])
-        write_atomically(self.path / "data.json", json.dumps(facts, indent=2) + "\n")
+            self.check_data(facts)
+        else:
+            write_atomically(self.path / "data.json", json.dumps(facts, indent=2) + "\n")
 
-    def check_data(self, name: str, fingerprint: str) -> None:
-        """Checks that data loaded anew is what the run was trained on.
+    def check_data(self, facts: Mapping[str, Any]) -> None:
+        """Checks that data loaded anew, or some splits of it, is what the run was trained on.
 
         Raises:
-            UserError: when it is other data.
+            UserError: when it is other data, and what differs.
         """
-        expected = self.data_facts()["fingerprint"]
-        if fingerprint != expected:
-            raise UserError(
-                "the data changed since this run started; restore it, correct --data_dir, or start a new --run_dir. "
-                f"Received: {name} with fingerprint {fingerprint}, not {expected}"
-            )
+        trained = self.data_facts()
+        for key, value in facts.items():
+            before = trained.get(key)
+            if isinstance(value, Mapping) and isinstance(before, Mapping):  # by split
+                before = {split: before.get(split) for split in value}
+            if before != value:
+                raise UserError(
+                    f"the data changed since this run started ({key} was {_short(before)}, now {_short(value)}); "
+                    f"restore it, or start a new --run_dir. Received: {facts['dataset']}"
+                )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def load_keras(path: str | os.PathLike) -> keras.Model:
@@ -210,10 +228,15 @@ def save_keras(model: keras.Model, path: pathlib.Path) -> None:
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file beside its place and renames it, so that it is old or new and never half."""
+    """Writes a file beside its place and renames it, so that it is old or new and never half.
+
+    Raises:
+        UserError: when it can't be written.
+    """
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(partial, path)
+    with saving(path):
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(partial, path)
 
 
 @contextlib.contextmanager
@@ -222,9 +245,9 @@ def saving(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        text = re.sub(r"\{\{.*?\}\}", "", getattr(error, "strerror", None) or str(error))  # TensorFlow's node names
         raise UserError(
-            f"{path} can't be written ({reason}); what was saved before is intact. "
+            f"{path} can't be written ({' '.join(text.split())[-150:]}); what was saved before is intact. "
             "Make room, then give the same command again"
         ) from error
 
@@ -243,8 +266,7 @@ def write_rows(path: pathlib.Path, columns: Sequence[str], rows: Sequence[Mappin
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with saving(path):
-        write_atomically(path, text.getvalue())
+    write_atomically(path, text.getvalue())
 
 
 class Checkpoints:

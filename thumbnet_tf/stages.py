@@ -5,7 +5,7 @@ The ablation of the paper is the rows of `METHODS`; nothing else in the package 
 
 import dataclasses
 
-from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.config import Config, FlagError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +47,20 @@ def students(cfg: Config) -> tuple[str, ...]:
     """Returns the methods that a run compares with its teacher, in the order given.
 
     Raises:
-        UserError: on an unknown or repeated method.
+        FlagError: on an unknown or repeated method, or one that the weights leave nothing to learn from.
     """
     names = tuple(name for name in cfg.methods if name != ORIGINAL)
     allowed = [name for name in METHODS if name != ORIGINAL]
     for name in names:
         if name not in allowed:
-            raise UserError(f"--methods takes a comma-separated list of {', '.join(allowed)}. Received: {name!r}")
+            raise FlagError(f"--methods takes a comma-separated list of {', '.join(allowed)}. Received: {name!r}")
         if names.count(name) > 1:
-            raise UserError(f"--methods must name a method once. Received: {name!r} {names.count(name)} times")
+            raise FlagError(f"--methods must name a method once. Received: {name!r} {names.count(name)} times")
+        if METHODS[name].losses and not {"cl", "kd"} & loss_weights(name, cfg).keys():
+            raise FlagError(
+                f"--methods={name} needs a classification or distillation loss; raise --w_cl or --w_kd. "
+                f"Received: --w_cl={cfg.w_cl} --w_kd={cfg.w_kd}"
+            )
     return names
 
 

@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 from thumbnet_tf import backbones, downscaler
-from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.config import Config, FlagError, UserError
 
 
 def build_teacher(cfg: Config, num_classes: int, *, synchronized: bool = False) -> keras.Model:
@@ -37,8 +37,19 @@ def build_downscaler(cfg: Config, kind: str, *, synchronized: bool = False) -> k
     )
 
 
+def check(cfg: Config) -> None:
+    """Builds T, S and D once and throws them away, so that what can't be built is known before anything is trained.
+
+    Raises:
+        UserError: when the backbone, the sizes or the tap don't go together.
+    """
+    teacher = build_teacher(cfg, 2)
+    student, _ = build_student(cfg, teacher)
+    build_decoder(student, teacher, cfg.fm_tap)
+
+
 def build_shipped(cfg: Config, kind: str, small: keras.Model, student: keras.Model) -> keras.Model:
-    """Builds what ships: one flat model of a downscaler and S, with their trained weights and nothing else.
+    """Builds what ships: one flat float32 model of a downscaler and S, with their trained weights and nothing else.
 
     Args:
         cfg: the run's configuration.
@@ -50,9 +61,14 @@ def build_shipped(cfg: Config, kind: str, small: keras.Model, student: keras.Mod
         A model from images `(B, size, size, 3)` in [0, 255] to `{"thumbnail": ..., "logits": (B, C)}`.
     """
     num_classes = student.output["logits"].shape[-1]
-    image = keras.Input((cfg.image_size, cfg.image_size, 3), name="image")
-    thumbnail = downscaler.connect(kind, image, cfg.ratio, cfg.downscaler_width, cfg.thumbnail_bits)
-    outputs = backbones.connect(cfg.backbone, thumbnail, num_classes, cfg.width)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        image = keras.Input((cfg.image_size, cfg.image_size, 3), name="image")
+        thumbnail = downscaler.connect(kind, image, cfg.ratio, cfg.downscaler_width, cfg.thumbnail_bits)
+        outputs = backbones.connect(cfg.backbone, thumbnail, num_classes, cfg.width)
+    finally:
+        keras.config.set_dtype_policy(policy)
     shipped = keras.Model(image, {"thumbnail": thumbnail, "logits": outputs["logits"]}, name="thumbnet")
     weights = {layer.name: layer.get_weights() for part in (small, student) for layer in part.layers}
     for layer in shipped.layers:
@@ -93,11 +109,11 @@ def build_decoder(student: keras.Model, teacher: keras.Model, tap: str) -> keras
         A model from S's map `(B, h, w, c)` to T's `(B, H, W, C)`.
 
     Raises:
-        UserError: when the models have no such tap.
+        FlagError: when the models have no such tap.
     """
     taps = [name for name in teacher.output if name != "logits"]
     if tap not in taps:
-        raise UserError(f"--fm_tap must be one of {', '.join(taps)} for this backbone. Received: {tap!r}")
+        raise FlagError(f"--fm_tap must be one of {', '.join(taps)} for this backbone. Received: {tap!r}")
     small, large = student.output[tap].shape[1:], teacher.output[tap].shape[1:]
     height, width, channels = small
     factor = -(-large[0] // height)
@@ -106,9 +122,9 @@ def build_decoder(student: keras.Model, teacher: keras.Model, tap: str) -> keras
     x = layers.ReLU(name="decoder_1_relu")(x)
     x = layers.Conv2D(large[-1] * factor**2, 3, padding="same", dtype="float32", name="decoder_2_conv")(x)
     # depth to space in plain layers: (h, w, f f C) -> (h, w, f, f, C) -> (h, f, w, f, C) -> (h f, w f, C)
-    x = layers.Reshape((height, width, factor, factor, large[-1]), name="decoder_split")(x)
-    x = layers.Permute((1, 3, 2, 4, 5), name="decoder_permute")(x)
-    x = layers.Reshape((height * factor, width * factor, large[-1]), name="decoder_merge")(x)
+    x = layers.Reshape((height, width, factor, factor, large[-1]), dtype="float32", name="decoder_split")(x)
+    x = layers.Permute((1, 3, 2, 4, 5), dtype="float32", name="decoder_permute")(x)
+    x = layers.Reshape((height * factor, width * factor, large[-1]), dtype="float32", name="decoder_merge")(x)
     if x.shape[1:3] != large[:2]:  # odd sizes round up under S's strides and so overshoot T's map
-        x = layers.Resizing(*large[:2], name="decoder_resize")(x)
+        x = layers.Resizing(*large[:2], dtype="float32", name="decoder_resize")(x)
     return keras.Model(feature, x, name="decoder")

@@ -6,14 +6,15 @@
 The same command goes on after an interruption, and trains nothing when the run is finished.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import logging
-import os
 import pathlib
 import shutil
 import sys
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -22,7 +23,7 @@ from thumbnet_tf import flags, loop, stages, thumbnet
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
-from thumbnet_tf.runs import RunDir, load_keras, save_keras, write_atomically
+from thumbnet_tf.runs import RunDir, load_keras, save_keras, saving, write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
 from thumbnet_tf.trainer import Trainer
 
@@ -33,7 +34,7 @@ def train(cfg: Config) -> RunDir:
     """Trains and evaluates everything that the configuration asks for.
 
     Args:
-        cfg: the configuration; an empty `run_dir` means `runs/default`.
+        cfg: the configuration.
 
     Returns:
         The run directory.
@@ -42,21 +43,39 @@ def train(cfg: Config) -> RunDir:
         UserError: on a mistake that the user can mend.
         loop.Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
-    cfg = dataclasses.replace(cfg, run_dir=cfg.run_dir or "runs/default").resolved()
+    cfg = cfg.resolved()
     students = stages.students(cfg)
     run = RunDir(cfg.run_dir)
-    with run.lock():
+    with run.lock(), _dtype_policy(cfg.mixed_precision):
+        strategy = make_strategy(cfg)
+        thumbnet.check(cfg)
         run.claim(cfg)
         with run.log_to_file():
-            strategy = make_strategy(cfg)
-            keras.config.set_dtype_policy(cfg.mixed_precision)
             dataset = sources.load(cfg)
-            run.bind_data(_data_facts(dataset))
+            pipeline.steps_per_epoch(dataset.splits["train"], cfg)
+            if cfg.teacher != "train" and not run.is_done(ORIGINAL):
+                given = _given_teacher(cfg, dataset)
+            run.bind_data(dataset.facts())  # all that can be checked was; from here on the directory is this run's
             for method in (ORIGINAL, *students):
-                if not run.is_done(method):
-                    _train_method(method, cfg, run, dataset, strategy)
+                if run.is_done(method):
+                    continue
+                if method == ORIGINAL and cfg.teacher != "train":
+                    _finish(run.method(method), {"teacher": given})
+                else:
+                    _finish(run.method(method), _train_method(method, cfg, run, dataset, strategy))
             evaluate(run, dataset)
     return run
+
+
+@contextlib.contextmanager
+def _dtype_policy(name: str) -> Iterator[None]:
+    """Sets Keras' global precision policy for a while."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def make_strategy(cfg: Config) -> tf.distribute.Strategy:
@@ -167,43 +186,45 @@ def build_optimizer(
 
 def _train_method(
     method: str, cfg: Config, run: RunDir, dataset: sources.Dataset, strategy: tf.distribute.Strategy
-) -> None:
-    """Trains one method to its end and saves its models; `done.json` is written last."""
+) -> dict[str, keras.Model]:
+    """Trains one method to its end and returns its models by the name they are saved under."""
     folder = run.method(method)
-    for path in folder.glob("logits_*.npy"):  # of a training before this one
-        path.unlink()
     is_teacher = method == ORIGINAL
-    if is_teacher and cfg.teacher != "train":
-        models = {"teacher": _given_teacher(cfg, dataset)}
-    else:
-        split = dataset.splits["train"]
-        epochs = cfg.teacher_epochs if is_teacher else cfg.epochs
-        steps = pipeline.steps_per_epoch(split, cfg)
-        with strategy.scope():
-            teacher = None if is_teacher else run.load_model(ORIGINAL, "teacher")
-            trainer = build_trainer(
-                method, cfg, len(dataset.class_names), teacher, synchronized=strategy.num_replicas_in_sync > 1
-            )
-            peak_rate = cfg.teacher_learning_rate if is_teacher else cfg.learning_rate
-            trainer.compile(optimizer=build_optimizer(cfg, peak_rate, epochs * steps, trainer.trainable_variables))
-        if METHODS[method].losses:
-            loop.train(
-                trainer,
-                cfg,
-                folder,
-                name=method,
-                epochs=epochs,
-                steps_per_epoch=steps,
-                train_batches=lambda step: pipeline.train_batches(split, cfg, start_step=step, epochs=epochs),
-                validation_batches=pipeline.eval_batches(dataset.splits["validation"], cfg),
-                strategy=strategy,
-            )
-        models = (
-            {"teacher": trainer.student}
-            if is_teacher
-            else {"downscaler": trainer.downscaler, "student": trainer.student}
+    split = dataset.splits["train"]
+    epochs = cfg.teacher_epochs if is_teacher else cfg.epochs
+    steps = pipeline.steps_per_epoch(split, cfg)
+    with strategy.scope():
+        teacher = None if is_teacher else run.load_model(ORIGINAL, "teacher")
+        trainer = build_trainer(
+            method, cfg, len(dataset.class_names), teacher, synchronized=strategy.num_replicas_in_sync > 1
         )
-    folder.mkdir(parents=True, exist_ok=True)
+        peak_rate = cfg.teacher_learning_rate if is_teacher else cfg.learning_rate
+        trainer.compile(optimizer=build_optimizer(cfg, peak_rate, epochs * steps, trainer.trainable_variables))
+    if METHODS[method].losses:
+        loop.train(
+            trainer,
+            cfg,
+            folder,
+            name=method,
+            epochs=epochs,
+            steps_per_epoch=steps,
+            train_batches=lambda step: pipeline.train_batches(split, cfg, start_step=step, epochs=epochs),
+            validation_batches=pipeline.eval_batches(dataset.splits["validation"], cfg),
+            strategy=strategy,
+        )
+    if is_teacher:
+        return {"teacher": trainer.student}
+    kind = METHODS[method].downscaler
+    shipped = thumbnet.build_shipped(cfg, kind, trainer.downscaler, trainer.student)
+    return {"downscaler": trainer.downscaler, "student": trainer.student, "shipped": shipped}
+
+
+def _finish(folder: pathlib.Path, models: dict[str, keras.Model]) -> None:
+    """Saves a method's models; `done.json` is written last."""
+    with saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("logits_*.npy"):  # of a training before this one
+            path.unlink()
     for name, model in models.items():
         save_keras(model, folder / f"{name}.keras")
     write_atomically(folder / "done.json", json.dumps(_environment(), indent=2) + "\n")
@@ -214,26 +235,21 @@ def _given_teacher(cfg: Config, dataset: sources.Dataset) -> keras.Model:
     """Loads T from a run directory or its `teacher.keras`, as this run's backbone."""
     path = pathlib.Path(cfg.teacher)
     if path.is_dir():
+        classes = RunDir.existing(path).data_facts()["classes"]
+        if classes != list(dataset.class_names):
+            raise UserError(
+                f"--teacher must know this dataset's classes in this order: {', '.join(dataset.class_names[:5])}, ... "
+                f"Received: {path}, which knows {', '.join(classes[:5])}, ..."
+            )
         path = path / ORIGINAL / "teacher.keras"
     given = load_keras(path)
     teacher = thumbnet.build_teacher(cfg, len(dataset.class_names))
-    anew = thumbnet.copy_weights(given, teacher)
-    if anew:
+    if given.input_shape != teacher.input_shape or thumbnet.copy_weights(given, teacher):
         raise UserError(
-            f"--teacher must have this run's --backbone={cfg.backbone}, --width={cfg.width}, --image_size and "
-            f"{len(dataset.class_names)} classes. Received: {path}, whose {anew[0]} has other shapes"
+            f"--teacher must have this run's --backbone={cfg.backbone} --width={cfg.width:g} "
+            f"--image_size={cfg.image_size} and {len(dataset.class_names)} classes. Received: {path}, which differs"
         )
     return teacher
-
-
-def _data_facts(dataset: sources.Dataset) -> dict:
-    return {
-        "dataset": dataset.name,
-        "fingerprint": dataset.fingerprint,
-        "classes": list(dataset.class_names),
-        "examples": {name: split.num_examples for name, split in dataset.splits.items()},
-        "bad_images": {name: [list(item) for item in split.bad] for name, split in dataset.splits.items()},
-    }
 
 
 def _environment() -> dict[str, str]:
@@ -249,8 +265,9 @@ def _environment() -> dict[str, str]:
 
 def main(cfg: Config) -> int:
     """Runs `train` and says where everything lies."""
-    name = flags.flagfile_name(sys.argv[1:])
-    cfg = dataclasses.replace(cfg, run_dir=cfg.run_dir or os.path.join("runs", pathlib.Path(name or "default").stem))
+    flagfile = flags.flagfile_name(sys.argv[1:])
+    if flagfile and cfg.run_dir == Config.run_dir:
+        cfg = dataclasses.replace(cfg, run_dir=f"runs/{pathlib.Path(flagfile).stem}")
     try:
         run = train(cfg)
     except loop.Interrupted as stop:
@@ -266,4 +283,4 @@ def main(cfg: Config) -> int:
 
 
 if __name__ == "__main__":
-    flags.run(main, Config, __doc__)
+    flags.run(main, Config)

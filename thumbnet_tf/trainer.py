@@ -155,9 +155,14 @@ class Trainer(keras.Model):
         values = {"loss": total, **terms, "accuracy": predicted == tf.cast(labels, tf.int64)}
         if targets is not None:
             values["agreement"] = predicted == tf.argmax(targets["logits"], axis=-1, output_type=tf.int64)
+        # the mean over all replicas, noted by each with its share of the weight: so every replica's tracker holds
+        # the same numbers, and a checkpoint, which keeps their sum, restores them exactly
+        count = _sum_over_replicas(tf.reduce_sum(weights))
+        share = count / tf.distribute.get_replica_context().num_replicas_in_sync
         for tracker in self.trackers:
             if tracker.name in values:
-                tracker.update_state(tf.cast(values[tracker.name], tf.float32), sample_weight=weights)
+                summed = _sum_over_replicas(tf.reduce_sum(tf.cast(values[tracker.name], tf.float32) * weights))
+                tracker.update_state(tf.math.divide_no_nan(summed, count), sample_weight=share)
         return {tracker.name: tracker.result() for tracker in self.metrics}
 
 

@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 
 from thumbnet_tf.config import UserError
 from thumbnet_tf.data.store import FileStore, StreamStore
+from thumbnet_tf.progress import track
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 SPLIT_FOLDERS = {
@@ -228,6 +229,11 @@ def _prepare(builder: tfds.core.DatasetBuilder, dataset: str, log: Callable[[str
     try:
         builder.download_and_prepare()
     except Exception as error:
+        if builder.name == "fine_detail":
+            raise UserError(
+                f"{dataset} can't be rendered here ({_line(error)}); give a writable --data_dir with room. "
+                f"Received: {builder.data_dir}"
+            ) from None
         raise UserError(
             f"{dataset} isn't prepared and can't be prepared here ({_line(error)}); prepare it elsewhere with "
             f"`python -c \"import tensorflow_datasets as t; t.builder('{dataset}').download_and_prepare()\"` "
@@ -251,7 +257,8 @@ def _read_split(builder: tfds.core.DatasetBuilder, name: str, keys: tuple[str, s
         return examples().map(lambda example: example[image_key])
 
     names, labels = [], []
-    for example in examples().map(lambda e: (e["tfds_id"], e[label_key])).as_numpy_iterator():
+    listed = examples().map(lambda e: (e["tfds_id"], e[label_key])).as_numpy_iterator()
+    for example in track(listed, builder.info.splits[name].num_examples, f"listing {name}"):
         names.append(example[0].decode())
         labels.append(example[1])
     if labels and min(labels) < 0:

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -70,6 +71,18 @@ class Dataset:
     class_names: tuple[str, ...]
     splits: dict[str, Split]
     fingerprint: str
+
+    def facts(self) -> dict:
+        """Returns what identifies the data of a run, as JSON values; by split where it depends on those loaded."""
+        streamed = {name: not split.store.random_access for name, split in self.splits.items() if name == "train"}
+        return {
+            "dataset": self.name,
+            "fingerprint": self.fingerprint,
+            "classes": list(self.class_names),
+            "examples": {name: split.num_examples for name, split in self.splits.items()},
+            "bad_images": {name: [list(item) for item in split.bad] for name, split in self.splits.items()},
+            "streamed": streamed,  # a stream is shuffled in another order
+        }
 
 
 def load(cfg: Config, splits: Sequence[str] = SPLITS, log: Callable[[str], None] = _log.info) -> Dataset:
@@ -136,7 +149,7 @@ def cut(names: Sequence[str], labels: np.ndarray, cut_test: bool, cut_validation
     """
     parts: dict[str, list[int]] = {"train": []}
     parts |= {name: [] for name, wanted in (("validation", cut_validation), ("test", cut_test)) if wanted}
-    digest = [hashlib.sha1(name.encode(), usedforsecurity=False).digest() for name in names]
+    digest = [hashlib.sha1(os.fsencode(name), usedforsecurity=False).digest() for name in names]
     for label in np.unique(labels):
         rest = sorted(np.flatnonzero(labels == label).tolist(), key=lambda i: digest[i])
         for name, divisor in (("test", 5), ("validation", 10)):
@@ -175,7 +188,9 @@ def _judge_bad(splits: list[Split], on_bad_image: str, log: Callable[[str], None
         raise UserError(
             f"{len(bad)} images can't be decoded; mend or remove them, or set --on_bad_image=skip. Received: {some}"
         )
-    log(f"{len(bad)} images left out that can't be decoded: {some}")
+    log(f"{len(bad)} images left out that can't be decoded:")
+    for text in bad:
+        log(f"  {text}")
     for split in splits:
         if not split.num_examples:
             raise UserError(f"the {split.name} split needs readable images; mend them. Received: {some}")

@@ -1,10 +1,10 @@
 """Where a split's images are: decoded in memory, in files, or in a stream of records."""
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from os import cpu_count
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ class FileStore:
     random_access = True
 
     def __init__(self, paths: list[str]):
-        self._paths = tf.constant(paths, tf.string)
+        self._paths = tf.constant([os.fsencode(path) for path in paths], tf.string)  # names need not be UTF-8
 
     def get(self, index: tf.Tensor) -> tf.Tensor:
         """Returns image `index` (integer scalar), uint8 (H, W, 3)."""
@@ -150,7 +150,7 @@ def check_images(
         pending.clear()
         pending_bytes = 0
 
-    with ThreadPoolExecutor(cpu_count()) as pool, tf.device("CPU"):
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tf.device("CPU"):
         results = (image for block in _blocks(items) for image in pool.map(lambda item: try_decode(fetch, item), block))
         for position, image in enumerate(progress.track(results, total, what)):
             if isinstance(image, str):
