@@ -13,7 +13,7 @@ import sys
 
 from thumbnet_tf.config import UserError
 from thumbnet_tf.evaluate import COLUMNS
-from thumbnet_tf.runs import read_rows, write_rows
+from thumbnet_tf.runs import read_rows, write_atomically, write_rows
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -76,8 +76,20 @@ def _spread(rows: list[dict[str, str]], column: str) -> str:
 
 
 def block(name: str) -> re.Pattern:
-    """Returns the pattern of a table's place in README.md; group 2 is the table."""
-    return re.compile(rf"(<!-- table {name} -->\n)(.*?)(\n<!-- end of table -->)", re.DOTALL)
+    """Returns the pattern of a table's place in a Markdown file; group 2 is the table."""
+    return re.compile(rf"(<!-- table {name} -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+
+
+def replace_table(path: pathlib.Path, name: str, table: str) -> None:
+    """Writes a table in its place in a Markdown file.
+
+    Raises:
+        UserError: when the file has no such place.
+    """
+    text, count = block(name).subn(lambda match: f"{match[1]}{table}\n{match[3]}", path.read_text())
+    if not count:
+        raise UserError(f"{path} must have a line `<!-- table {name} -->` and one `<!-- end of table -->` behind it")
+    write_atomically(path, text)
 
 
 def main(arguments: list[str]) -> int:
@@ -89,16 +101,12 @@ def main(arguments: list[str]) -> int:
     try:
         if runs:
             collect(name, runs)
-        rows = read_rows(RESULTS / f"{name}.csv")
-        readme = ROOT / "README.md"
-        text, count = block(name).subn(lambda match: match[1] + markdown(rows) + match[3], readme.read_text())
-        if not rows or not count:
-            raise UserError(f"experiments/results/{name}.csv and a place for its table in README.md are expected")
+        table = markdown(read_rows(RESULTS / f"{name}.csv"))
+        replace_table(ROOT / "README.md", name, table)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    readme.write_text(text)
-    print(markdown(rows))
+    print(table)
     return 0
 
 

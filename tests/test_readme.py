@@ -7,7 +7,7 @@ import shlex
 import pytest
 from absl import flags as absl_flags
 
-from experiments import summary
+from experiments import choices, summary
 from thumbnet_tf import evaluate, flags, plots, predict
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.runs import read_rows
@@ -42,7 +42,18 @@ def test_every_command_parses(monkeypatch):
 @pytest.mark.parametrize("name", ["quickstart", "flowers_quick"])
 def test_tables_are_those_of_the_result_files(name):
     rows = read_rows(summary.RESULTS / f"{name}.csv")
-    assert summary.block(name).search(README)[2] == summary.markdown(rows)
+    assert summary.block(name).search(README)[2] == summary.markdown(rows) + "\n"
+
+
+def test_table_of_choices_is_that_of_its_result_file():
+    text = (ROOT / "experiments" / "README.md").read_text()
+    rows = read_rows(summary.RESULTS / "hard_choices.csv")
+    assert len(rows) > 5
+    assert summary.block("hard_choices").search(text)[2] == choices.markdown(rows) + "\n"
+
+
+def test_choices_name_the_difference():
+    assert choices.difference(Config(), Config(w_mm=0.5, teacher="x", run_dir="y")) == "--w_mm=0.5"
 
 
 def test_links_lead_somewhere():

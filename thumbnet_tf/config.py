@@ -158,7 +158,7 @@ class Config:
     w_cl: float = option(1.0, "weight of the classification loss CL", minimum=0.0)
     w_kd: float = option(1.0, "weight of the distillation loss KD", minimum=0.0)
     w_fm: float = option(0.1, "weight of the feature-mapping loss FM", minimum=0.0)
-    w_mm: float = option(1.0, "weight of the moment-matching loss MM", minimum=0.0)
+    w_mm: float = option(0.1, "weight of the moment-matching loss MM", minimum=0.0)
     temperature: float = option(4.0, "temperature of KD", minimum=0.1, maximum=100.0)
     fm_tap: str = option(
         "stage2", "the map of T that FM decodes from the same map of S, stage1 to stage4 (VGG-11: stage5)"

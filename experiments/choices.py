@@ -1,0 +1,87 @@
+"""Compares runs that differ in an option: their validation accuracy, and what differs from the first run named.
+
+  python -m experiments.choices hard runs/hard runs/hard_*
+  python -m experiments.choices hard        # the table anew from experiments/results/hard_choices.csv
+
+Writes `experiments/results/<name>_choices.csv` and the table in experiments/README.md.
+"""
+
+import dataclasses
+import sys
+
+from experiments.summary import RESULTS, ROOT, replace_table
+from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.runs import RunDir, read_rows, write_rows
+from thumbnet_tf.stages import ORIGINAL
+
+COLUMNS = ("difference", "method", "seed", "examples", "validation_top1", "validation_teacher_agreement")
+
+
+def collect(name: str, runs: list[str]) -> None:
+    """Writes a row for each student of each run; the first run is what the others are compared with.
+
+    Raises:
+        UserError: when a run isn't finished.
+    """
+    base = RunDir.existing(runs[0]).config()
+    rows = []
+    for run in map(RunDir.existing, dict.fromkeys(runs)):
+        found = read_rows(run.path / "results.csv")
+        if not found:
+            raise UserError(f"a finished run is expected; train first. Received: {run.path}, which has no results.csv")
+        for row in found:
+            if row["split"] == "validation" and (row["method"] != ORIGINAL or run.path == RunDir(runs[0]).path):
+                rows.append(
+                    {
+                        "difference": difference(base, run.config()),
+                        "method": row["method"],
+                        "seed": row["seed"],
+                        "examples": row["examples"],
+                        "validation_top1": row["top1"],
+                        "validation_teacher_agreement": row["teacher_agreement"],
+                    }
+                )
+    write_rows(RESULTS / f"{name}_choices.csv", COLUMNS, rows)
+
+
+def difference(base: Config, other: Config) -> str:
+    """Returns the flags that make another run's identity of the first one's, but for where T came from."""
+    flags = [
+        f"--{field.name}={getattr(other, field.name)}"
+        for field in dataclasses.fields(Config)
+        if field.metadata["identity"] and field.name != "teacher"
+        if getattr(base, field.name) != getattr(other, field.name)
+    ]
+    return " ".join(flags)
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """Returns the table of the rows, best first among the students."""
+    lines = ["| method | flag added | top-1 on validation, % |", "| --- | --- | ---: |"]
+    order = sorted(rows, key=lambda row: (row["method"] != ORIGINAL, -float(row["validation_top1"])))
+    for row in order:
+        flags = f"`{row['difference']}`" if row["difference"] else "-"
+        lines.append(f"| `{row['method']}` | {flags} | {100 * float(row['validation_top1']):.1f} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Collects where runs are given, and writes the table."""
+    if not arguments or arguments[0].startswith("-"):
+        print(__doc__)
+        return 2
+    name, *runs = arguments
+    try:
+        if runs:
+            collect(name, runs)
+        table = markdown(read_rows(RESULTS / f"{name}_choices.csv"))
+        replace_table(ROOT / "experiments" / "README.md", f"{name}_choices", table)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
