@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from run_helpers import disc_files, tiny_run  # noqa: F401 - fixtures for all
 
 from thumbnet_tf import backbones
 

@@ -1,5 +1,6 @@
 """What a user sees on the command line: one clear line and an exit code for each mistake, help, a real small run."""
 
+import csv
 import os
 import pathlib
 import signal
@@ -12,8 +13,9 @@ import pytest
 from absl import flags as absl_flags
 
 from thumbnet_tf import flags
-from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.config import Config, UserError, to_flagfile
 from thumbnet_tf.data.fine_detail import FineDetail
+from thumbnet_tf.runs import load_keras
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -48,8 +50,6 @@ def test_the_later_flag_wins_and_flagfiles_nest(tmp_path):
 
 
 def test_run_flags_repeat_a_configuration(tmp_path):
-    from thumbnet_tf.config import to_flagfile
-
     cfg = Config(methods=("no_mm",), seed=8, w_kd=0.25, tensorboard=False, dataset="folder:a b", run_dir="x")
     (tmp_path / "run.flags").write_text(to_flagfile(cfg, "header"))
     assert parse(f"--flagfile={tmp_path}/run.flags") == cfg
@@ -121,7 +121,7 @@ def test_a_flagfile_that_is_no_text_is_one_line(tmp_path):
 
 @pytest.fixture
 def sliver(monkeypatch, tmp_path_factory):
-    """Prepares a sliver of fine_detail where the smoke run looks for it."""
+    """Prepares a sliver of fine_detail, where the smoke run looks for it."""
     data_dir = tmp_path_factory.mktemp("tfds")
     monkeypatch.setattr(FineDetail, "split_sizes", {"train": 60, "validation": 12, "test": 24})
     FineDetail(data_dir=data_dir).download_and_prepare()
@@ -193,12 +193,8 @@ def test_sigterm_saves_and_exits_with_its_own_code(sliver, tmp_path):
 
 def compare_runs(a: pathlib.Path, b: pathlib.Path) -> None:
     """Compares all weights, metric rows (but their speed) and results of two runs, bit for bit."""
-    import csv
-
-    import keras
-
     for path in sorted(a.rglob("*.keras")):
-        one, two = (keras.models.load_model(p, compile=False) for p in (path, b / path.relative_to(a)))
+        one, two = (load_keras(p) for p in (path, b / path.relative_to(a)))
         for x, y in zip(one.variables, two.variables, strict=True):
             np.testing.assert_array_equal(x, y, err_msg=f"{path}: {x.path}")
     for path in sorted(a.rglob("metrics.csv")):

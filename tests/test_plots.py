@@ -11,7 +11,7 @@ from matplotlib import image as pngs
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from run_helpers import CLASSES, IMAGE_SIZE, RATIO, tiny_run  # noqa: F401 - fixtures
+from run_helpers import CLASSES, IMAGE_SIZE, RATIO
 
 from thumbnet_tf import gallery, plots
 from thumbnet_tf.config import UserError
@@ -24,7 +24,7 @@ from thumbnet_tf.stages import METHODS
 
 
 @pytest.fixture
-def run_copy(tiny_run, tmp_path) -> RunDir:  # noqa: F811
+def run_copy(tiny_run, tmp_path) -> RunDir:
     """Returns a copy of the tiny run that may be changed."""
     return RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
 
@@ -66,7 +66,7 @@ def synthetic_rows(methods, close: bool = False) -> list[dict]:
     return rows
 
 
-def test_all_figures_of_a_run(tiny_run, tmp_path, capsys):  # noqa: F811
+def test_all_figures_of_a_run(tiny_run, tmp_path, capsys):
     out = tmp_path / "new" / "plots"
     plots.main(Options(run_dir=str(tiny_run.path), out=str(out), examples=4))
     names = ["losses.png", "accuracy_vs_macs.png", "gallery.png"]
@@ -80,7 +80,7 @@ def test_all_figures_of_a_run(tiny_run, tmp_path, capsys):  # noqa: F811
         assert border.min() == 1  # white all around: nothing is cut off
 
 
-def test_losses_are_the_csv_files_numbers(tiny_run):  # noqa: F811
+def test_losses_are_the_csv_files_numbers(tiny_run):
     metrics = plots.read_metrics(tiny_run)
     assert list(metrics) == ["original", "bicubic", "thumbnet"]
     figure = plots.losses_figure(metrics)
@@ -166,7 +166,7 @@ def test_examples_are_spread_over_the_classes(count, wanted):
     assert gallery.choose_examples(labels, count) == (wanted or [2, 3, 4, 1, 5, 0])
 
 
-def test_gallery_shows_the_models_thumbnails_and_answers(tiny_run):  # noqa: F811
+def test_gallery_shows_the_models_thumbnails_and_answers(tiny_run):
     dataset = sources.load(tiny_run.config(), ("test",))
     labels = dataset.splits["test"].labels
     figure = gallery.figure(tiny_run, dataset, 4)

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from data_helpers import by_pillow, encode
 from PIL import Image
-from run_helpers import CLASSES, IMAGE_SIZE, RATIO, disc, disc_files, tiny_run  # noqa: F401 - fixtures
+from run_helpers import CLASSES, IMAGE_SIZE, RATIO, disc
 
 from thumbnet_tf import predict, preprocess
 from thumbnet_tf.config import UserError
@@ -49,7 +49,7 @@ def scores_of(prediction: predict.Prediction) -> np.ndarray:
 
 
 @pytest.mark.parametrize("method", ["original", "direct", "bicubic", "thumbnet"])
-def test_predictions_are_the_models_own_whatever_the_batch(tiny_run, disc_files, method):  # noqa: F811
+def test_predictions_are_the_models_own_whatever_the_batch(tiny_run, disc_files, method):
     scores, thumbnails = expected(tiny_run, method, disc_files)
     assert np.ptp(scores, axis=0).max() > 1e-3  # the images are told apart at all
     for batch_size in (1, 3, 32):
@@ -66,7 +66,7 @@ def test_predictions_are_the_models_own_whatever_the_batch(tiny_run, disc_files,
                 np.testing.assert_array_equal(p.thumbnail, thumbnails[i])
 
 
-def test_lines_are_path_and_best_labels(tiny_run, disc_files, capsys):  # noqa: F811
+def test_lines_are_path_and_best_labels(tiny_run, disc_files, capsys):
     predict.main(Options(run_dir=str(tiny_run.path), top=2, files=tuple(disc_files)))
     lines = capsys.readouterr().out.splitlines()
     scores, _ = expected(tiny_run, "thumbnet", disc_files)
@@ -80,7 +80,7 @@ def test_lines_are_path_and_best_labels(tiny_run, disc_files, capsys):  # noqa: 
             assert len(score) == len("0.1234")
 
 
-def test_saved_thumbnails_hold_the_pixels_and_give_the_same_answer(tiny_run, disc_files, tmp_path, capsys):  # noqa: F811
+def test_saved_thumbnails_hold_the_pixels_and_give_the_same_answer(tiny_run, disc_files, tmp_path, capsys):
     options = {"run_dir": str(tiny_run.path), "json": True}
     folder = tmp_path / "a" / "thumbs"
     predict.main(Options(**options, save_thumbnails=str(folder), files=tuple(disc_files)))
@@ -137,7 +137,7 @@ def test_folders_are_listed_deeply_in_natural_order(tmp_path):
     assert found == [*(str(tmp_path / name) for name in tree), str(single), str(tmp_path / "A.gif")]
 
 
-def test_bad_images_stop_or_are_skipped(tiny_run, disc_files, tmp_path, caplog, capsys):  # noqa: F811
+def test_bad_images_stop_or_are_skipped(tiny_run, disc_files, tmp_path, caplog, capsys):
     bad, empty, cut = tmp_path / "bad.jpg", tmp_path / "empty.png", tmp_path / "cut.jpg"
     bad.write_bytes(b"no image")
     empty.write_bytes(b"")
@@ -155,7 +155,7 @@ def test_bad_images_stop_or_are_skipped(tiny_run, disc_files, tmp_path, caplog, 
         predict.main(Options(run_dir=str(tiny_run.path), files=(str(bad),), on_bad_image="skip"))
 
 
-def test_default_method_is_thumbnet_else_the_last_finished(tiny_run, tmp_path):  # noqa: F811
+def test_default_method_is_thumbnet_else_the_last_finished(tiny_run, tmp_path):
     assert predict.choose_method(tiny_run, "") == "thumbnet"
     assert predict.choose_method(tiny_run, "direct") == "direct"
     copy = RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
@@ -170,7 +170,7 @@ def test_default_method_is_thumbnet_else_the_last_finished(tiny_run, tmp_path): 
         predict.choose_method(copy, "")
 
 
-def test_mistakes_are_told(tiny_run, disc_files, tmp_path):  # noqa: F811
+def test_mistakes_are_told(tiny_run, disc_files, tmp_path):
     def run(**options):
         predict.main(Options(**{"run_dir": str(tiny_run.path), "files": tuple(disc_files), **options}))
 
@@ -207,7 +207,7 @@ def test_mistakes_are_told(tiny_run, disc_files, tmp_path):  # noqa: F811
         run(run_dir=str(copy.path))
 
 
-def test_command_line(tiny_run, disc_files, tmp_path):  # noqa: F811
+def test_command_line(tiny_run, disc_files, tmp_path):
     """A process of its own finds the models' layers, keeps standard output clean, and ends with the right codes."""
     name = os.fsencode(tmp_path) + b"/caf\xe9.png"  # no UTF-8
     shutil.copy(disc_files[0], name)

@@ -56,6 +56,14 @@ def test_choices_name_the_difference():
     assert choices.difference(Config(), Config(w_mm=0.5, teacher="x", run_dir="y")) == "--w_mm=0.5"
 
 
+def test_python_of_the_readme_runs(tiny_run, photos):
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    names = {"images": photos(3, 32)}
+    exec(code.replace("runs/quickstart", str(tiny_run.path)), names)
+    assert names["outputs"]["logits"].shape == (3, 3)
+    assert names["outputs"]["thumbnail"].shape == (3, 16, 16, 3)
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
