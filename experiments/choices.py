@@ -9,7 +9,7 @@ Writes `experiments/results/<name>_choices.csv` and the table in experiments/REA
 import dataclasses
 import sys
 
-from experiments.summary import RESULTS, ROOT, replace_table
+from experiments.summary import RESULTS, ROOT, write
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.runs import RunDir, read_rows, write_rows
 from thumbnet_tf.stages import ORIGINAL
@@ -65,23 +65,6 @@ def markdown(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str]) -> int:
-    """Collects where runs are given, and writes the table."""
-    if not arguments or arguments[0].startswith("-"):
-        print(__doc__)
-        return 2
-    name, *runs = arguments
-    try:
-        if runs:
-            collect(name, runs)
-        table = markdown(read_rows(RESULTS / f"{name}_choices.csv"))
-        replace_table(ROOT / "experiments" / "README.md", f"{name}_choices", table)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(table)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    page = ROOT / "experiments" / "README.md"
+    sys.exit(write(sys.argv[1:], __doc__, collect, markdown, page, "_choices"))

@@ -10,6 +10,7 @@ import pathlib
 import re
 import statistics
 import sys
+from collections.abc import Callable
 
 from thumbnet_tf.config import UserError
 from thumbnet_tf.evaluate import COLUMNS
@@ -94,15 +95,36 @@ def replace_table(path: pathlib.Path, name: str, table: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Collects where runs are given, and writes the table."""
+    return write(arguments, __doc__, collect, markdown, ROOT / "README.md", "")
+
+
+def write(
+    arguments: list[str],
+    usage: str,
+    collect: Callable[[str, list[str]], None],
+    markdown: Callable[[list[dict[str, str]]], str],
+    page: pathlib.Path,
+    suffix: str,
+) -> int:
+    """Does what both commands of this folder do; returns the exit code.
+
+    Args:
+        arguments: a name, and runs.
+        usage: printed where the name is missing.
+        collect: writes `<name><suffix>.csv` from the runs.
+        markdown: makes the table of its rows.
+        page: the Markdown file with a place for it.
+        suffix: of the table's name behind the given one.
+    """
     if not arguments or arguments[0].startswith("-"):
-        print(__doc__)
+        print(usage)
         return 2
     name, *runs = arguments
     try:
         if runs:
             collect(name, runs)
-        table = markdown(read_rows(RESULTS / f"{name}.csv"))
-        replace_table(ROOT / "README.md", name, table)
+        table = markdown(read_rows(RESULTS / f"{name}{suffix}.csv"))
+        replace_table(page, f"{name}{suffix}", table)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,106 +1,18 @@
-"""The whole of `train`: a run from images to results, resumed bit for bit, refused where it must be."""
+"""The whole of `train`: a run from images to results, resumed bit for bit."""
 
-import csv
 import json
 import os
-import shutil
 import signal
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from train_helpers import CLASSES, assert_same, interrupt_at, rows, state_of
 
 from thumbnet_tf import evaluate, loop
-from thumbnet_tf.config import Config, FlagError, UserError
-from thumbnet_tf.runs import RunDir
+from thumbnet_tf.config import UserError
 from thumbnet_tf.train import make_strategy, train
-
-CLASSES = ("blue", "green", "red")
-
-
-@pytest.fixture
-def folder(tmp_path, photos):
-    """Returns an image folder of three classes, tinted so that they can be told apart."""
-    root = tmp_path / "photos"
-    for index, name in enumerate(CLASSES):
-        for part, count in (("train", 10), ("test", 3)):
-            (root / part / name).mkdir(parents=True)
-            images = photos(count, 40, seed=index if part == "train" else 10 + index).astype(int)
-            images[..., 2 - index] += 60
-            for i, image in enumerate(images):
-                png = tf.io.encode_png(np.clip(image, 0, 255).astype(np.uint8))
-                (root / part / name / f"{i}.png").write_bytes(png.numpy())
-    return root
-
-
-@pytest.fixture
-def config(tmp_path, folder, tiny_resnet):
-    def make(name: str = "run", **values) -> Config:
-        common = {
-            "dataset": f"folder:{folder}",
-            "image_size": 32,
-            "ratio": 2,
-            "width": 0.0625,
-            "downscaler_width": 4,
-            "fm_tap": "stage1",
-            "batch_size": 4,
-            "teacher_epochs": 1,
-            "epochs": 2,
-            "checkpoint_seconds": 0.0,
-            "methods": ("direct", "thumbnet"),
-            "strategy": "none",
-            "run_dir": str(tmp_path / name),
-        }
-        return Config(**{**common, **values})
-
-    return make
-
-
-def rows(path) -> list[dict]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def state_of(run: RunDir) -> dict:
-    """Returns all that a finished run must have alike: weights, metric rows without times, results."""
-    weights = {}
-    for path in sorted(run.path.rglob("*.keras")):
-        model = keras.models.load_model(path, compile=False)
-        for variable in model.variables:
-            weights[f"{path.relative_to(run.path)}:{variable.path}"] = variable.numpy()
-    metrics = {}
-    for path in sorted(run.path.rglob("metrics.csv")):
-        metrics[str(path.relative_to(run.path))] = [{**row, "images_per_second": ""} for row in rows(path)]
-    return {"weights": weights, "metrics": metrics, "results": (run.path / "results.csv").read_text()}
-
-
-def assert_same(a: dict, b: dict) -> None:
-    assert a["weights"].keys() == b["weights"].keys()
-    assert len(a["weights"]) > 50
-    for name, value in a["weights"].items():
-        np.testing.assert_array_equal(value, b["weights"][name], err_msg=name)
-    assert a["metrics"] == b["metrics"]
-    assert a["results"] == b["results"]
-
-
-def interrupt_at(monkeypatch, step: int, signal_number: int) -> list[int]:
-    """Sends this process a signal before the given step of the process; returns the growing list of steps taken."""
-    compiled, taken = loop._compiled, []
-
-    def wrapped(*args):
-        run_step, run_test = compiled(*args)
-
-        def counting_step(batch):
-            if len(taken) == step:
-                os.kill(os.getpid(), signal_number)
-            taken.append(1)
-            run_step(batch)
-
-        return counting_step, run_test
-
-    monkeypatch.setattr(loop, "_compiled", wrapped)
-    return taken
 
 
 def test_a_run_leaves_what_is_promised(config):
@@ -223,88 +135,6 @@ def test_a_teacher_can_be_taken_from_another_run(config, tmp_path):
         train(config("fourth", teacher=str(tmp_path / "nowhere")))
 
 
-def test_another_configuration_is_refused_with_the_difference_named(config):
-    run = train(config(methods=("direct",)))
-    before = (run.path / "config.json").read_text()
-    with pytest.raises(UserError) as error:
-        train(config(methods=("direct",), learning_rate=0.5, seed=3))
-    assert "seed was 0 and is now 3" in str(error.value)
-    assert "learning_rate was 0.003 and is now 0.5" in str(error.value)
-    assert (run.path / "config.json").read_text() == before
-    train(config(methods=("direct",), checkpoint_seconds=9.0))  # only says how often, so it may change
-
-
-def test_changed_data_is_refused_on_resume(config, folder):
-    train(config(methods=("direct",)))
-    shutil.copy(folder / "train" / "red" / "0.png", folder / "train" / "red" / "99.png")
-    with pytest.raises(UserError, match=r"the data changed since this run started"):
-        train(config(methods=("direct", "bicubic")))
-
-
-def test_a_folder_with_other_files_is_refused(config, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="must be a new, an empty or a run's directory"):
-        train(config())
-    assert os.listdir(tmp_path / "run") == ["thesis.txt"]
-
-
-def test_a_second_process_is_kept_out(config, tmp_path):
-    with RunDir(tmp_path / "run").lock(), pytest.raises(UserError, match="another process is training in --run_dir"):
-        train(config())
-
-
-def test_nan_stops_with_the_steps_named(config):
-    with pytest.raises(
-        UserError, match=r"original: .*loss.* became NaN or infinite in the 25 steps before step 6; lower"
-    ):
-        train(config(teacher_learning_rate=1e30, clip_norm=0.0, optimizer="sgd"))
-
-
-def test_a_failed_checkpoint_leaves_the_last_one(config, monkeypatch):
-    whole = state_of(train(config("whole", methods=("direct",))))
-    save, saved = tf.train.CheckpointManager.save, []
-
-    def full_disk(self, *args, **kwargs):
-        if len(saved) == 3:
-            raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
-        saved.append(1)
-        return save(self, *args, **kwargs)
-
-    message = r"checkpoints can't be written \(No space left on device\); what was saved before is intact"
-    with monkeypatch.context() as patch:
-        patch.setattr(tf.train.CheckpointManager, "save", full_disk)
-        with pytest.raises(UserError, match=message):
-            train(config(methods=("direct",)))
-    assert_same(whole, state_of(train(config(methods=("direct",)))))
-
-
-def test_a_broken_checkpoint_falls_back_to_the_one_before(config, monkeypatch, tmp_path):
-    whole = state_of(train(config("whole", methods=("direct",))))
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3, signal.SIGINT)
-        with pytest.raises(loop.Interrupted):
-            train(config(methods=("direct",)))
-    folder = tmp_path / "run" / "original" / "checkpoints"
-    newest = sorted(folder.glob("ckpt-*.data*"))[-1]
-    newest.write_bytes(newest.read_bytes()[:100])
-    assert_same(whole, state_of(train(config(methods=("direct",)))))
-
-
-def test_a_broken_model_file_is_one_line(config):
-    run = train(config(methods=("direct",)))
-    (run.path / "direct" / "student.keras").write_bytes(b"not a model")
-    with pytest.raises(UserError, match=r"student.keras can't be loaded as a Keras model"):
-        run.load_model("direct", "student")
-
-
-def test_evaluate_needs_a_run(tmp_path):
-    with pytest.raises(UserError, match="must hold the config.json of a run"):
-        RunDir.existing(tmp_path)
-    with pytest.raises(UserError, match="Received: nothing"):
-        RunDir.existing("")
-
-
 def test_strategy(config):
     assert make_strategy(config(strategy="none")).num_replicas_in_sync == 1
     assert make_strategy(config(strategy="mirrored", cpu_devices=2)).num_replicas_in_sync == 2
@@ -324,49 +154,11 @@ def test_two_replicas_train_and_resume(config, monkeypatch):
     assert_same(whole, state_of(train(config("parts", **values))))
 
 
-def test_a_mistake_before_the_first_step_can_be_corrected(config, tmp_path, folder):
-    for wrong in ({"dataset": "folder:nowhere"}, {"batch_size": 999}, {"teacher": "nowhere"}, {"fm_tap": "stage9"}):
-        with pytest.raises(UserError):
-            train(config(**wrong))
-        assert not (tmp_path / "run" / "original").exists()
-    run = train(config(methods=("direct",)))
-    assert run.is_done("direct")
-
-
-def test_an_unknown_tap_is_told_before_anything_is_trained(config, tmp_path):
-    with pytest.raises(FlagError, match="--fm_tap must be one of stage1, stage2 for this backbone. Received: 'stage9'"):
-        train(config(fm_tap="stage9"))
-    assert not (tmp_path / "run" / "config.json").exists()
-
-
-def test_a_first_start_that_died_early_can_be_repeated(config, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "lock").touch()
-    (tmp_path / "run" / "config.json.partial").write_text("{")
-    assert train(config(methods=("direct",))).is_done("direct")
-
-
-def test_an_image_that_went_bad_is_a_change_of_data(config, folder):
-    train(config(methods=("direct",), on_bad_image="skip"))
-    path = folder / "test" / "red" / "0.png"
-    path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(UserError, match=r"the data changed since this run started \(examples was .*\"test\": 9"):
-        train(config(methods=("direct", "bicubic"), on_bad_image="skip"))
-
-
 def test_skipped_images_are_listed(config, folder, caplog):
     (folder / "train" / "red" / "broken.png").write_bytes(b"not an image")
     run = train(config(methods=("direct",), on_bad_image="skip"))
     assert run.data_facts()["bad_images"]["train"][0][0] == "train/red/broken.png"
     assert "train/red/broken.png" in (run.path / "log.txt").read_text()
-
-
-def test_a_teacher_of_other_classes_is_refused(config, folder, tmp_path):
-    train(config("first", methods=("direct",)))
-    for part in ("train", "test"):
-        (folder / part / "red").rename(folder / part / "aquamarine")
-    with pytest.raises(UserError, match="must know this dataset's classes in this order: aquamarine, blue, green"):
-        train(config("second", teacher=str(tmp_path / "first")))
 
 
 def test_moving_average_is_what_is_saved_and_validated(config, monkeypatch):
@@ -410,26 +202,7 @@ def test_shipped_model_equals_its_parts(config, photos):
         assert keras.config.dtype_policy().name == "float32"
 
 
-def test_broken_caches_of_logits_are_computed_anew(config):
-    run = train(config(methods=("direct",)))
-    before = (run.path / "results.csv").read_text()
-    (run.path / "direct" / "logits_test.npy").write_bytes(b"\x93NUMPY half")
-    train(config(methods=("direct",)))
-    assert (run.path / "results.csv").read_text() == before
-
-
 @pytest.mark.parametrize("name", ["config.json", "metrics.csv"])
-def test_broken_files_of_a_run_are_one_line(config, monkeypatch, name):
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3, signal.SIGINT)
-        with pytest.raises(loop.Interrupted):
-            train(config(methods=("direct",)))
-    path = RunDir(config().run_dir).path
-    (path / name if name == "config.json" else path / "original" / name).write_bytes(b"\xff\xfe\x00broken\n1\n")
-    with pytest.raises(UserError, match=rf"{name}.*restore it"):
-        train(config(methods=("direct",)))
-
-
 def test_names_that_are_no_utf8_are_read(config, folder):
     names = sorted((folder / "train" / "red").iterdir())
     os.rename(os.fsencode(names[0]), os.fsencode(names[0].parent) + b"/caf\xe9 x.png")

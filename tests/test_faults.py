@@ -1,0 +1,153 @@
+"""What can go wrong in a run: each is told in one line, and nothing already on disk is lost."""
+
+import os
+import shutil
+import signal
+
+import pytest
+import tensorflow as tf
+from train_helpers import assert_same, interrupt_at, state_of
+
+from thumbnet_tf import loop
+from thumbnet_tf.config import FlagError, UserError
+from thumbnet_tf.runs import RunDir
+from thumbnet_tf.train import train
+
+
+def test_another_configuration_is_refused_with_the_difference_named(config):
+    run = train(config(methods=("direct",)))
+    before = (run.path / "config.json").read_text()
+    with pytest.raises(UserError) as error:
+        train(config(methods=("direct",), learning_rate=0.5, seed=3))
+    assert "seed was 0 and is now 3" in str(error.value)
+    assert "learning_rate was 0.003 and is now 0.5" in str(error.value)
+    assert (run.path / "config.json").read_text() == before
+    train(config(methods=("direct",), checkpoint_seconds=9.0))  # only says how often, so it may change
+
+
+def test_changed_data_is_refused_on_resume(config, folder):
+    train(config(methods=("direct",)))
+    shutil.copy(folder / "train" / "red" / "0.png", folder / "train" / "red" / "99.png")
+    with pytest.raises(UserError, match=r"the data changed since this run started"):
+        train(config(methods=("direct", "bicubic")))
+
+
+def test_a_folder_with_other_files_is_refused(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="must be a new, an empty or a run's directory"):
+        train(config())
+    assert os.listdir(tmp_path / "run") == ["thesis.txt"]
+
+
+def test_a_second_process_is_kept_out(config, tmp_path):
+    with RunDir(tmp_path / "run").lock(), pytest.raises(UserError, match="another process is training in --run_dir"):
+        train(config())
+
+
+def test_nan_stops_with_the_steps_named(config):
+    with pytest.raises(
+        UserError, match=r"original: .*loss.* became NaN or infinite in the 25 steps before step 6; lower"
+    ):
+        train(config(teacher_learning_rate=1e30, clip_norm=0.0, optimizer="sgd"))
+
+
+def test_a_failed_checkpoint_leaves_the_last_one(config, monkeypatch):
+    whole = state_of(train(config("whole", methods=("direct",))))
+    save, saved = tf.train.CheckpointManager.save, []
+
+    def full_disk(self, *args, **kwargs):
+        if len(saved) == 3:
+            raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+        saved.append(1)
+        return save(self, *args, **kwargs)
+
+    message = r"checkpoints can't be written \(No space left on device\); what was saved before is intact"
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.train.CheckpointManager, "save", full_disk)
+        with pytest.raises(UserError, match=message):
+            train(config(methods=("direct",)))
+    assert_same(whole, state_of(train(config(methods=("direct",)))))
+
+
+def test_a_broken_checkpoint_falls_back_to_the_one_before(config, monkeypatch, tmp_path):
+    whole = state_of(train(config("whole", methods=("direct",))))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3, signal.SIGINT)
+        with pytest.raises(loop.Interrupted):
+            train(config(methods=("direct",)))
+    folder = tmp_path / "run" / "original" / "checkpoints"
+    newest = sorted(folder.glob("ckpt-*.data*"))[-1]
+    newest.write_bytes(newest.read_bytes()[:100])
+    assert_same(whole, state_of(train(config(methods=("direct",)))))
+
+
+def test_a_broken_model_file_is_one_line(config):
+    run = train(config(methods=("direct",)))
+    (run.path / "direct" / "student.keras").write_bytes(b"not a model")
+    with pytest.raises(UserError, match=r"student.keras can't be loaded as a Keras model"):
+        run.load_model("direct", "student")
+
+
+def test_evaluate_needs_a_run(tmp_path):
+    with pytest.raises(UserError, match="must hold the config.json of a run"):
+        RunDir.existing(tmp_path)
+    with pytest.raises(UserError, match="Received: nothing"):
+        RunDir.existing("")
+
+
+def test_a_mistake_before_the_first_step_can_be_corrected(config, tmp_path, folder):
+    for wrong in ({"dataset": "folder:nowhere"}, {"batch_size": 999}, {"teacher": "nowhere"}, {"fm_tap": "stage9"}):
+        with pytest.raises(UserError):
+            train(config(**wrong))
+        assert not (tmp_path / "run" / "original").exists()
+    run = train(config(methods=("direct",)))
+    assert run.is_done("direct")
+
+
+def test_an_unknown_tap_is_told_before_anything_is_trained(config, tmp_path):
+    with pytest.raises(FlagError, match="--fm_tap must be one of stage1, stage2 for this backbone. Received: 'stage9'"):
+        train(config(fm_tap="stage9"))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_first_start_that_died_early_can_be_repeated(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").touch()
+    (tmp_path / "run" / "config.json.partial").write_text("{")
+    assert train(config(methods=("direct",))).is_done("direct")
+
+
+def test_an_image_that_went_bad_is_a_change_of_data(config, folder):
+    train(config(methods=("direct",), on_bad_image="skip"))
+    path = folder / "test" / "red" / "0.png"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(UserError, match=r"the data changed since this run started \(examples was .*\"test\": 9"):
+        train(config(methods=("direct", "bicubic"), on_bad_image="skip"))
+
+
+def test_a_teacher_of_other_classes_is_refused(config, folder, tmp_path):
+    train(config("first", methods=("direct",)))
+    for part in ("train", "test"):
+        (folder / part / "red").rename(folder / part / "aquamarine")
+    with pytest.raises(UserError, match="must know this dataset's classes in this order: aquamarine, blue, green"):
+        train(config("second", teacher=str(tmp_path / "first")))
+
+
+def test_broken_caches_of_logits_are_computed_anew(config):
+    run = train(config(methods=("direct",)))
+    before = (run.path / "results.csv").read_text()
+    (run.path / "direct" / "logits_test.npy").write_bytes(b"\x93NUMPY half")
+    train(config(methods=("direct",)))
+    assert (run.path / "results.csv").read_text() == before
+
+
+def test_broken_files_of_a_run_are_one_line(config, monkeypatch, name):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3, signal.SIGINT)
+        with pytest.raises(loop.Interrupted):
+            train(config(methods=("direct",)))
+    path = RunDir(config().run_dir).path
+    (path / name if name == "config.json" else path / "original" / name).write_bytes(b"\xff\xfe\x00broken\n1\n")
+    with pytest.raises(UserError, match=rf"{name}.*restore it"):
+        train(config(methods=("direct",)))

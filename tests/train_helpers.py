@@ -1,0 +1,99 @@
+"""A small image folder, a configuration to train on it in seconds, and what to compare of two runs."""
+
+import csv
+import os
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from thumbnet_tf import loop
+from thumbnet_tf.config import Config
+from thumbnet_tf.runs import RunDir
+
+CLASSES = ("blue", "green", "red")
+
+
+@pytest.fixture
+def folder(tmp_path, photos):
+    """Returns an image folder of three classes, tinted so that they can be told apart."""
+    root = tmp_path / "photos"
+    for index, name in enumerate(CLASSES):
+        for part, count in (("train", 10), ("test", 3)):
+            (root / part / name).mkdir(parents=True)
+            images = photos(count, 40, seed=index if part == "train" else 10 + index).astype(int)
+            images[..., 2 - index] += 60
+            for i, image in enumerate(images):
+                png = tf.io.encode_png(np.clip(image, 0, 255).astype(np.uint8))
+                (root / part / name / f"{i}.png").write_bytes(png.numpy())
+    return root
+
+
+@pytest.fixture
+def config(tmp_path, folder, tiny_resnet):
+    def make(name: str = "run", **values) -> Config:
+        common = {
+            "dataset": f"folder:{folder}",
+            "image_size": 32,
+            "ratio": 2,
+            "width": 0.0625,
+            "downscaler_width": 4,
+            "fm_tap": "stage1",
+            "batch_size": 4,
+            "teacher_epochs": 1,
+            "epochs": 2,
+            "checkpoint_seconds": 0.0,
+            "methods": ("direct", "thumbnet"),
+            "strategy": "none",
+            "run_dir": str(tmp_path / name),
+        }
+        return Config(**{**common, **values})
+
+    return make
+
+
+def rows(path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def state_of(run: RunDir) -> dict:
+    """Returns all that a finished run must have alike: weights, metric rows without times, results."""
+    weights = {}
+    for path in sorted(run.path.rglob("*.keras")):
+        model = keras.models.load_model(path, compile=False)
+        for variable in model.variables:
+            weights[f"{path.relative_to(run.path)}:{variable.path}"] = variable.numpy()
+    metrics = {}
+    for path in sorted(run.path.rglob("metrics.csv")):
+        metrics[str(path.relative_to(run.path))] = [{**row, "images_per_second": ""} for row in rows(path)]
+    return {"weights": weights, "metrics": metrics, "results": (run.path / "results.csv").read_text()}
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a["weights"].keys() == b["weights"].keys()
+    assert len(a["weights"]) > 50
+    for name, value in a["weights"].items():
+        np.testing.assert_array_equal(value, b["weights"][name], err_msg=name)
+    assert a["metrics"] == b["metrics"]
+    assert a["results"] == b["results"]
+
+
+def interrupt_at(monkeypatch, step: int, signal_number: int) -> list[int]:
+    """Sends this process a signal before the given step of the process; returns the growing list of steps taken."""
+    compiled, taken = loop._compiled, []
+
+    def wrapped(*args):
+        run_step, run_test = compiled(*args)
+
+        def counting_step(batch):
+            if len(taken) == step:
+                os.kill(os.getpid(), signal_number)
+            taken.append(1)
+            run_step(batch)
+
+        return counting_step, run_test
+
+    monkeypatch.setattr(loop, "_compiled", wrapped)
+    return taken
