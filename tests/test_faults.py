@@ -142,6 +142,7 @@ def test_broken_caches_of_logits_are_computed_anew(config):
     assert (run.path / "results.csv").read_text() == before
 
 
+@pytest.mark.parametrize("name", ["config.json", "metrics.csv"])
 def test_broken_files_of_a_run_are_one_line(config, monkeypatch, name):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 3, signal.SIGINT)
