@@ -20,12 +20,12 @@ class _Lines:
         sys.stderr.flush()
 
 
-def track(items: Iterable | None, total: int, what: str, done: int = 0) -> tqdm.tqdm:
+def track(items: Iterable | None, total: int | None, what: str, done: int = 0) -> tqdm.tqdm:
     """Returns `items`, which show on stderr how far they got as they are gone through, once it takes over two seconds.
 
     Args:
         items: anything to go through; None for a bar that is moved by its `update(count)`.
-        total: how many there are.
+        total: how many there are; None if unknown.
         what: what is being done, the line's first words.
         done: how many were done before (a resumed work).
     """

@@ -258,7 +258,8 @@ def _read_split(builder: tfds.core.DatasetBuilder, name: str, keys: tuple[str, s
 
     names, labels = [], []
     listed = examples().map(lambda e: (e["tfds_id"], e[label_key])).as_numpy_iterator()
-    for example in track(listed, builder.info.splits[name].num_examples, f"listing {name}"):
+    known = builder.info.splits  # empty where the set is mocked
+    for example in track(listed, known[name].num_examples if name in known else None, f"listing {name}"):
         names.append(example[0].decode())
         labels.append(example[1])
     if labels and min(labels) < 0:

@@ -10,7 +10,7 @@ from thumbnet_tf import preprocess
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data.sources import Split
 
-STREAM_SHUFFLE = 4096  # encoded records in the shuffle buffer of a split that is neither in memory nor in files
+STREAM_SHUFFLE = 4096  # encoded records shuffled together in a split that is neither in memory nor in files
 
 _ORDER = -1  # stands where an epoch stands in the seed of a view, so that no view shares the seed of an order
 
@@ -34,8 +34,8 @@ def train_batches(split: Split, cfg: Config, start_step: int = 0, epochs: int | 
 
     The order is a function of (cfg.seed, epoch) and an example's augmentation one of (cfg.seed, id, epoch). So what
     starts at step k equals, bit for bit, what an uninterrupted run sees from step k on, whatever the threads do.
-    A streamed split is shuffled within a buffer of 4,096 records only, and starting late reads the epoch's earlier
-    records without decoding them.
+    A streamed split is only shuffled 4,096 records at a time, and starting late reads the epoch's earlier records
+    without decoding them.
 
     Args:
         split: where the images come from.
@@ -64,8 +64,14 @@ def train_batches(split: Split, cfg: Config, start_step: int = 0, epochs: int | 
             order = tf.random.experimental.stateless_shuffle(tf.range(split.num_examples, dtype=tf.int64), seed)
             order = order[seen:epoch_examples]
             return tf.data.Dataset.from_tensor_slices((tf.fill(tf.shape(order), epoch), order))
-        shuffled = split.store.encoded().shuffle(STREAM_SHUFFLE, tf.cast(seed[0], tf.int64), False)
-        return shuffled.take(epoch_examples).skip(seen).map(lambda index, data: (epoch, index, data))
+
+        def shuffled(index: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            order = tf.random.experimental.stateless_shuffle(tf.range(tf.size(index)), seed)
+            return tf.gather(index, order), tf.gather(data, order)
+
+        # tf.data's own shuffle takes no seed of an epoch once a global seed is set, and would depend on it
+        records = split.store.encoded().batch(STREAM_SHUFFLE).map(shuffled).unbatch()
+        return records.take(epoch_examples).skip(seen).map(lambda index, data: (epoch, index, data))
 
     def example(epoch: tf.Tensor, index: tf.Tensor, *data: tf.Tensor) -> dict[str, tf.Tensor]:
         image = preprocess.training_image(
