@@ -66,7 +66,9 @@ def check_options(options: Any) -> None:
             object.__setattr__(options, field.name, value)
         expected = tuple if kind == tuple[str, ...] else kind
         if not isinstance(value, expected) or (kind is int and isinstance(value, bool)):
-            raise FlagError(f"--{field.name} takes a {getattr(expected, '__name__', expected)}. Received: {value!r}")
+            raise FlagError(
+                f"--{field.name} must be of type {getattr(expected, '__name__', expected)}. Received: {value!r}"
+            )
         low, high = meta["minimum"], meta["maximum"]
         if kind is float and not math.isfinite(value):
             raise FlagError(f"--{field.name} must be a finite number. Received: {value}")

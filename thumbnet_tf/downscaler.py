@@ -11,8 +11,6 @@ from keras import layers
 from thumbnet_tf.backbones import BATCH_NORM
 from thumbnet_tf.initializers import LostBand
 
-FIXED = ("bicubic", "area")
-
 _KERNEL = {2: 5, 4: 7}  # side of E's first convolution by ratio: about two thumbnail pixels
 
 
@@ -110,7 +108,7 @@ def connect(
     elif kind == "learned":
         x = _learned(image, ratio, width, residual, filters, synchronized)
     else:
-        raise ValueError(f"kind must be learned, {' or '.join(FIXED)}. Received: {kind!r}")
+        raise ValueError(f"kind must be learned, bicubic or area. Received: {kind!r}")
     return ToThumbnail(bits, name="thumbnail")(x)
 
 

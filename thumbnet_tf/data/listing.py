@@ -207,7 +207,7 @@ def _builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
         return tfds.builder(dataset, **where)
     except tfds.core.DatasetNotFoundError:
         near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "see tensorflow.org/datasets/catalog"
+        hint = f"did you mean {', '.join(near)}?" if near else "see tensorflow.org/datasets/catalog."
         raise UserError(
             f"--dataset must be fine_detail, folder:PATH or a TFDS name; {hint} Received: {dataset}"
         ) from None
