@@ -76,6 +76,21 @@ def build_shipped(cfg: Config, kind: str, small: keras.Model, student: keras.Mod
     return shipped
 
 
+def parts(shipped: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """Cuts what ships in two: the downscaler and S, sharing its weights.
+
+    Args:
+        shipped: see `build_shipped`.
+
+    Returns:
+        A model from images `(B, size, size, 3)` to thumbnails, and one from thumbnails `(B, s, s, 3)` to
+        `{"logits": (B, C)}`.
+    """
+    thumbnail = shipped.output["thumbnail"]
+    small = keras.Model(shipped.input, thumbnail, name="downscaler")
+    return small, keras.Model(thumbnail, {"logits": shipped.output["logits"]}, name="student")
+
+
 def copy_weights(source: keras.Model, target: keras.Model) -> list[str]:
     """Copies the weights of equally named layers; returns the names of those whose shapes differ, left as they are.
 
