@@ -15,12 +15,14 @@ import contextlib
 import csv
 import dataclasses
 import fcntl
+import importlib.metadata
 import io
 import json
 import logging
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -250,6 +252,17 @@ def saving(path: pathlib.Path) -> Iterator[None]:
             f"{path} can't be written ({' '.join(text.split())[-150:]}); what was saved before is intact. "
             "Make room, then give the same command again"
         ) from error
+
+
+def environment() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that a model depends on."""
+    versions = {"python": sys.version.split()[0]}
+    for package in ("tensorflow", "keras", "tensorflow-datasets", "thumbnet_tf"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, str]]:

@@ -13,52 +13,50 @@ import tensorflow as tf
 from thumbnet_tf import preprocess
 from thumbnet_tf.config import Config
 from thumbnet_tf.intake import read_images
+from thumbnet_tf.thumbnet import Deployed
 
 TOP = 5  # labels an answer names, or all of them if there are fewer
 
 Endpoint = tuple[Callable[..., dict[str, tf.Tensor]], tf.TensorSpec]
 
 
-def thumbnet_endpoints(
-    cfg: Config, classes: Sequence[str], shipped: keras.Model, downscaler: keras.Model, student: keras.Model
-) -> dict[str, Endpoint]:
+def thumbnet_endpoints(cfg: Config, classes: Sequence[str], models: Deployed) -> dict[str, Endpoint]:
     """Returns the signatures of E + S by name: `serving_default`, `pixels`, `downscale` and `thumbnail`.
 
     Args:
         cfg: the run's resolved configuration.
         classes: C names in the order of the labels.
-        shipped: E + S, see `thumbnet.build_shipped`.
-        downscaler, student: its two parts, sharing its weights, see `thumbnet.parts`.
+        models: the models to serve.
     """
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return _answer(shipped(tf.cast(images, tf.float32), training=False)["logits"], classes)
+        return _answer(models.shipped(tf.cast(images, tf.float32), training=False)["logits"], classes)
 
     def downscale(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         images = read_images(image_bytes, "image_bytes", _crop(cfg), cfg.image_size)
-        thumbnails = tf.cast(tf.round(downscaler(tf.cast(images, tf.float32), training=False)), tf.uint8)
+        thumbnails = tf.cast(tf.round(models.downscaler(tf.cast(images, tf.float32), training=False)), tf.uint8)
         encoded = tf.map_fn(tf.io.encode_png, thumbnails, fn_output_signature=tf.TensorSpec((), tf.string))
         return {"thumbnail_png": encoded, "thumbnail": thumbnails}
 
     return {
         **_from_images(cfg, classify),
         "downscale": (downscale, _strings("image_bytes")),
-        "thumbnail": (_from_thumbnails(cfg, classes, student), _strings("thumbnail_bytes")),
+        "thumbnail": (_from_thumbnails(cfg, classes, models.student), _strings("thumbnail_bytes")),
     }
 
 
-def teacher_endpoints(cfg: Config, classes: Sequence[str], teacher: keras.Model) -> dict[str, Endpoint]:
+def teacher_endpoints(cfg: Config, classes: Sequence[str], models: Deployed) -> dict[str, Endpoint]:
     """Returns the signatures of T alone: `serving_default` and `pixels` (arguments as in `thumbnet_endpoints`)."""
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return _answer(teacher(tf.cast(images, tf.float32), training=False)["logits"], classes)
+        return _answer(models.teacher(tf.cast(images, tf.float32), training=False)["logits"], classes)
 
     return _from_images(cfg, classify)
 
 
-def classifier_endpoints(cfg: Config, classes: Sequence[str], student: keras.Model) -> dict[str, Endpoint]:
+def classifier_endpoints(cfg: Config, classes: Sequence[str], models: Deployed) -> dict[str, Endpoint]:
     """Returns the signature of S alone, on saved thumbnails: `serving_default`, as E + S's `thumbnail`."""
-    return {"serving_default": (_from_thumbnails(cfg, classes, student), _strings("thumbnail_bytes"))}
+    return {"serving_default": (_from_thumbnails(cfg, classes, models.student), _strings("thumbnail_bytes"))}
 
 
 def save(folder: pathlib.Path, model: keras.Model, endpoints: Mapping[str, Endpoint]) -> None:

@@ -1,10 +1,25 @@
 """Assembly: the student S from the teacher T, the feature-mapping decoder D, and the model that ships (E + S)."""
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
 import keras
 from keras import layers
 
 from thumbnet_tf import backbones, downscaler
 from thumbnet_tf.config import Config, FlagError, UserError
+
+
+@contextlib.contextmanager
+def precision(policy: str) -> Iterator[None]:
+    """Sets Keras' global precision policy for a while."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def build_teacher(cfg: Config, num_classes: int, *, synchronized: bool = False) -> keras.Model:
@@ -61,14 +76,10 @@ def build_shipped(cfg: Config, kind: str, small: keras.Model, student: keras.Mod
         A model from images `(B, size, size, 3)` in [0, 255] to `{"thumbnail": ..., "logits": (B, C)}`.
     """
     num_classes = student.output["logits"].shape[-1]
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    try:
+    with precision("float32"):
         image = keras.Input((cfg.image_size, cfg.image_size, 3), name="image")
         thumbnail = downscaler.connect(kind, image, cfg.ratio, cfg.downscaler_width, cfg.thumbnail_bits)
         outputs = backbones.connect(cfg.backbone, thumbnail, num_classes, cfg.width)
-    finally:
-        keras.config.set_dtype_policy(policy)
     shipped = keras.Model(image, {"thumbnail": thumbnail, "logits": outputs["logits"]}, name="thumbnet")
     weights = {layer.name: layer.get_weights() for part in (small, student) for layer in part.layers}
     for layer in shipped.layers:
@@ -76,19 +87,38 @@ def build_shipped(cfg: Config, kind: str, small: keras.Model, student: keras.Mod
     return shipped
 
 
-def parts(shipped: keras.Model) -> tuple[keras.Model, keras.Model]:
-    """Cuts what ships in two: the downscaler and S, sharing its weights.
+@dataclasses.dataclass(frozen=True)
+class Deployed:
+    """The float32 models behind an export.
+
+    Attributes:
+        shipped: E + S, from images `(B, size, size, 3)` in [0, 255] to `thumbnail` and `logits`.
+        downscaler: its first part, from images to thumbnails `(B, s, s, 3)`, sharing its weights.
+        student: its second part, from thumbnails to `{"logits": (B, C)}`.
+        teacher: T, for comparison, from images to its taps and `logits`.
+    """
+
+    shipped: keras.Model
+    downscaler: keras.Model
+    student: keras.Model
+    teacher: keras.Model
+
+
+def deployed(cfg: Config, shipped: keras.Model, teacher: keras.Model) -> Deployed:
+    """Cuts what ships in two, and makes T compute in float32 whatever it was trained in.
 
     Args:
+        cfg: the run's configuration.
         shipped: see `build_shipped`.
-
-    Returns:
-        A model from images `(B, size, size, 3)` to thumbnails, and one from thumbnails `(B, s, s, 3)` to
-        `{"logits": (B, C)}`.
+        teacher: T.
     """
     thumbnail = shipped.output["thumbnail"]
-    small = keras.Model(shipped.input, thumbnail, name="downscaler")
-    return small, keras.Model(thumbnail, {"logits": shipped.output["logits"]}, name="student")
+    downscaler_part = keras.Model(shipped.input, thumbnail, name="downscaler")
+    student = keras.Model(thumbnail, {"logits": shipped.output["logits"]}, name="student")
+    with precision("float32"):
+        plain = build_teacher(cfg, teacher.output["logits"].shape[-1])
+    copy_weights(teacher, plain)
+    return Deployed(shipped, downscaler_part, student, plain)
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> list[str]:

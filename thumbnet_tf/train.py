@@ -6,15 +6,12 @@
 The same command goes on after an interruption, and trains nothing when the run is finished.
 """
 
-import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import logging
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -23,7 +20,7 @@ from thumbnet_tf import flags, loop, stages, thumbnet
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
-from thumbnet_tf.runs import RunDir, load_keras, save_keras, saving, write_atomically
+from thumbnet_tf.runs import RunDir, environment, load_keras, save_keras, saving, write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
 from thumbnet_tf.trainer import Trainer
 
@@ -46,7 +43,7 @@ def train(cfg: Config) -> RunDir:
     cfg = cfg.resolved()
     students = stages.students(cfg)
     run = RunDir(cfg.run_dir)
-    with run.lock(), _dtype_policy(cfg.mixed_precision):
+    with run.lock(), thumbnet.precision(cfg.mixed_precision):
         strategy = make_strategy(cfg)
         thumbnet.check(cfg)
         run.claim(cfg)
@@ -65,17 +62,6 @@ def train(cfg: Config) -> RunDir:
                     _finish(run.method(method), _train_method(method, cfg, run, dataset, strategy))
             evaluate(run, dataset)
     return run
-
-
-@contextlib.contextmanager
-def _dtype_policy(name: str) -> Iterator[None]:
-    """Sets Keras' global precision policy for a while."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def make_strategy(cfg: Config) -> tf.distribute.Strategy:
@@ -227,7 +213,7 @@ def _finish(folder: pathlib.Path, models: dict[str, keras.Model]) -> None:
             path.unlink()
     for name, model in models.items():
         save_keras(model, folder / f"{name}.keras")
-    write_atomically(folder / "done.json", json.dumps(_environment(), indent=2) + "\n")
+    write_atomically(folder / "done.json", json.dumps(environment(), indent=2) + "\n")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
@@ -250,17 +236,6 @@ def _given_teacher(cfg: Config, dataset: sources.Dataset) -> keras.Model:
             f"--image_size={cfg.image_size} and {len(dataset.class_names)} classes. Received: {path}, which differs"
         )
     return teacher
-
-
-def _environment() -> dict[str, str]:
-    packages = ("tensorflow", "keras", "tensorflow-datasets", "thumbnet_tf")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {"python": sys.version.split()[0], **versions}
 
 
 def main(cfg: Config) -> int:

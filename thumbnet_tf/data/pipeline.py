@@ -4,6 +4,8 @@ Both give dicts of `image` uint8 (B, S, S, 3) in [0, 255], `label` int64 (B,), `
 its split, and `mask` float32 (B,), 1 for an example and 0 for padding.
 """
 
+from collections.abc import Iterator
+
 import tensorflow as tf
 
 from thumbnet_tf import preprocess
@@ -121,6 +123,16 @@ def eval_batches(split: Split, cfg: Config, batch_size: int | None = None) -> tf
         padding = {**_example(filler, tf.constant(0, tf.int64), tf.constant(-1, tf.int64)), "mask": tf.constant(0.0)}
         dataset = dataset.concatenate(tf.data.Dataset.from_tensors(padding).repeat(missing))
     return _batched(dataset, batch_size)
+
+
+def encoded_images(split: Split) -> Iterator[bytes]:
+    """Yields every image of a split in order, whole and encoded without loss: as it is stored, or as PNG."""
+    if not split.store.random_access:
+        yield from (data for _, data in split.store.encoded().as_numpy_iterator())
+        return
+    dataset = tf.data.Dataset.range(split.num_examples)
+    png = dataset.map(lambda index: tf.io.encode_png(split.store.get(index), 1), tf.data.AUTOTUNE, deterministic=True)
+    yield from png.as_numpy_iterator()
 
 
 def _example(image: tf.Tensor, label: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:

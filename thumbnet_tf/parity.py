@@ -1,0 +1,228 @@
+"""Proof that exported models equal the trained one: every artifact over a whole split, beside Keras.
+
+The artifacts run one image at a time in processes of their own (`parity_worker.py`), with 1 and with 2 threads, taking
+turns so that a disturbance of the machine hits all alike.
+"""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from thumbnet_tf import parity_worker
+from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.data import pipeline, sources
+from thumbnet_tf.progress import track
+from thumbnet_tf.thumbnet import Deployed
+
+COLUMNS = (
+    "artifact",
+    "variant",
+    "bytes",
+    "examples",
+    "top1",
+    "keras_top1",
+    "agreement",
+    "max_score_diff",
+    "threads",
+    "latency_ms_p50",
+    "latency_ms_p95",
+)
+THREADS = (1, 2)
+SAVED_MODEL = "saved_model"
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """One thing to compare with Keras.
+
+    Attributes:
+        artifact: `thumbnet`, `downscaler`, `classifier` or `teacher`.
+        variant: what it is called in the table.
+        path: a TFLite file or a SavedModel's folder.
+        signature: of a SavedModel; empty for TFLite.
+    """
+
+    artifact: str
+    variant: str
+    path: pathlib.Path
+    signature: str = ""
+
+    @property
+    def runtime(self) -> str:
+        """What runs it."""
+        return SAVED_MODEL if self.signature else "tflite"
+
+    @property
+    def input(self) -> str:
+        """Which of the inputs it takes."""
+        kind = "thumbnails" if self.artifact == "classifier" else "images"
+        if not self.signature or self.signature == "pixels":
+            return f"{kind}.npy"
+        return "originals.files" if kind == "images" else "thumbnails.files"
+
+    @property
+    def result(self) -> str:
+        """The output that is compared."""
+        return "thumbnail" if self.artifact == "downscaler" else "probabilities"
+
+    @property
+    def num_bytes(self) -> int:
+        """Size on disk."""
+        parts = ("saved_model.pb", "variables/*", "assets/*")  # not what else lies in an export's folder
+        files = [file for part in parts for file in self.path.glob(part)] if self.signature else [self.path]
+        return sum(file.stat().st_size for file in files)
+
+
+def compare(
+    subjects: Sequence[Subject],
+    models: Deployed,
+    split: sources.Split,
+    cfg: Config,
+    threads: Sequence[int] = THREADS,
+) -> list[dict]:
+    """Runs all artifacts over a split.
+
+    Args:
+        subjects: what to run.
+        models: the trained models.
+        split: the examples.
+        cfg: the run's configuration.
+        threads: numbers of threads to run with.
+
+    Returns:
+        A row by `COLUMNS` for each subject and number of threads: `top1` of the artifact (a downscaler's with Keras' S
+        behind it, a classifier's on Keras' thumbnails), Keras' own, the share of equal answers, the largest
+        difference of any probability, and milliseconds for one image.
+
+    Raises:
+        UserError: when an artifact can't be run.
+    """
+    with tempfile.TemporaryDirectory(prefix="thumbnet-parity-") as name:
+        folder = pathlib.Path(name)
+        expected = _prepare(folder, subjects, models, split, cfg)
+        rows = []
+        for count in threads:
+            for runtime in sorted({subject.runtime for subject in subjects}):
+                chosen = [subject for subject in subjects if subject.runtime == runtime]
+                answers = _run(folder, runtime, chosen, count, split.num_examples)
+                for subject, (values, times) in zip(chosen, answers, strict=True):
+                    if subject.artifact == "downscaler":
+                        values = _scores(models.student, values, cfg.batch_size)
+                    truth = expected["teacher" if subject.artifact == "teacher" else "thumbnet"]
+                    rows.append(_row(subject, values, truth, split.labels, count, times))
+    order = {subject: index for index, subject in enumerate(subjects)}
+    place = {(subject.artifact, subject.variant): order[subject] for subject in subjects}
+    return sorted(rows, key=lambda row: (place[row["artifact"], row["variant"]], row["threads"]))
+
+
+def _prepare(
+    folder: pathlib.Path, subjects: Sequence[Subject], models: Deployed, split: sources.Split, cfg: Config
+) -> dict[str, np.ndarray]:
+    """Writes the inputs that the subjects take, and returns Keras' probabilities (n, C) of E + S and T."""
+    count, needed = split.num_examples, {subject.input for subject in subjects}
+    shapes = {"images": (count, cfg.image_size, cfg.image_size, 3), "thumbnails": models.student.input_shape}
+    shapes["thumbnails"] = (count, *shapes["thumbnails"][1:])
+    arrays = {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape) for name, shape in shapes.items()
+    }
+    classes = models.shipped.output["logits"].shape[-1]
+    expected = {name: np.zeros((count, classes), np.float32) for name in ("thumbnet", "teacher")}
+
+    @tf.function
+    def predict(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        images = tf.cast(images, tf.float32)
+        shipped = models.shipped(images, training=False)
+        scores = tf.nn.softmax(shipped["logits"])
+        return shipped["thumbnail"], scores, tf.nn.softmax(models.teacher(images, training=False)["logits"])
+
+    with track(None, count, "Keras' own answers") as bar:
+        for batch in pipeline.eval_batches(split, cfg):
+            real = batch["mask"].numpy() > 0
+            ids = batch["id"].numpy()[real]
+            thumbnails, scores, taught = (value.numpy()[real] for value in predict(batch["image"]))
+            arrays["images"][ids] = batch["image"].numpy()[real]
+            arrays["thumbnails"][ids] = np.rint(thumbnails)
+            expected["thumbnet"][ids], expected["teacher"][ids] = scores, taught
+            bar.update(len(ids))
+    if "originals.files" in needed:
+        _write_files(folder / "originals.files", pipeline.encoded_images(split))
+    if "thumbnails.files" in needed:
+        _write_files(folder / "thumbnails.files", (tf.io.encode_png(image).numpy() for image in arrays["thumbnails"]))
+    return expected
+
+
+def _write_files(path: pathlib.Path, files: Iterator[bytes]) -> None:
+    offsets = [0]
+    with open(path, "wb") as out:
+        for data in files:
+            out.write(data)
+            offsets.append(offsets[-1] + len(data))
+    with open(f"{path}.offsets", "wb") as out:
+        np.save(out, np.array(offsets, np.int64))
+
+
+def _run(
+    folder: pathlib.Path, runtime: str, subjects: Sequence[Subject], threads: int, examples: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns the outputs (n, ...) and the milliseconds (n,) of each subject."""
+    models = [
+        {
+            "path": str(subject.path),
+            "signature": subject.signature,
+            "input": str(folder / subject.input),
+            "result": subject.result,
+            "threads": threads,
+            "output": str(folder / f"{runtime}-{threads}-{index}"),
+        }
+        for index, subject in enumerate(subjects)
+    ]
+    job = folder / f"{runtime}-{threads}.json"
+    job.write_text(json.dumps({"runtime": runtime, "threads": threads, "models": models}))
+    # -P: the package's folder, where the script lies, is not to be imported from
+    command = [sys.executable, "-P", parity_worker.__file__, str(job)]
+    with (
+        open(folder / "errors.txt", "w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        track(None, examples * len(subjects), f"{runtime} with {threads} threads") as bar,
+    ):
+        for line in process.stdout:
+            bar.update(int(line))
+        if process.wait():
+            errors.seek(0)
+            last = [line.strip() for line in errors if line.strip()][-1:] or [f"exit code {process.returncode}"]
+            raise UserError(f"an exported {runtime} can't be run ({last[0][:200]}); export it again or leave it out")
+    return [(np.load(f"{model['output']}.npy"), np.load(f"{model['output']}.ms.npy")) for model in models]
+
+
+def _scores(student: keras.Model, thumbnails: np.ndarray, batch_size: int) -> np.ndarray:
+    """Returns S's probabilities (n, C) of thumbnails uint8 (n, s, s, 3)."""
+    predict = tf.function(lambda images: tf.nn.softmax(student(tf.cast(images, tf.float32), training=False)["logits"]))
+    starts = range(0, len(thumbnails), batch_size)
+    return np.concatenate([predict(thumbnails[start : start + batch_size]).numpy() for start in starts])
+
+
+def _row(
+    subject: Subject, scores: np.ndarray, expected: np.ndarray, labels: np.ndarray, threads: int, times: np.ndarray
+) -> Mapping[str, object]:
+    best = scores.argmax(-1)
+    return {
+        "artifact": subject.artifact,
+        "variant": subject.variant,
+        "bytes": subject.num_bytes,
+        "examples": len(labels),
+        "top1": f"{np.mean(best == labels):.6f}",
+        "keras_top1": f"{np.mean(expected.argmax(-1) == labels):.6f}",
+        "agreement": f"{np.mean(best == expected.argmax(-1)):.6f}",
+        "max_score_diff": f"{np.abs(scores - expected).max():.3g}",
+        "threads": threads,
+        "latency_ms_p50": f"{np.median(times):.3f}",
+        "latency_ms_p95": f"{np.percentile(times, 95):.3f}",
+    }

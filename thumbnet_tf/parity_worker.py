@@ -1,0 +1,104 @@
+"""Runs exported models one image at a time, in a process that knows nothing of this package.
+
+  python -P parity_worker.py JOB.json
+
+It is started by `parity.py` as a script, refuses to import `thumbnet_tf`, and needs numpy and the runtime of the job
+only: `ai_edge_litert` for TFLite, `tensorflow` for SavedModels. The job names the runtime, the number of threads, the
+models with their inputs, and where the outputs go. A line with a number says how many answers came since the last.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+BLOCK = 64  # images a model runs before the next model's turn, so that a disturbance hits all alike
+WARM_UP = 5  # calls before each block, not measured
+
+
+def main(job: dict[str, Any]) -> None:
+    """Runs every model of a job over all its inputs and writes `<output>.npy` and `<output>.ms.npy`."""
+    load = {"tflite": _tflite, "saved_model": _saved_model(job["threads"])}[job["runtime"]]
+    models = [load(spec) for spec in job["models"]]
+    inputs = [_inputs(spec["input"]) for spec in job["models"]]
+    counts = [len(values) for values in inputs]
+    outputs: list[list[np.ndarray]] = [[] for _ in models]
+    times: list[list[float]] = [[] for _ in models]
+    for start in range(0, max(counts), BLOCK):
+        for index, model in enumerate(models):
+            stop = min(start + BLOCK, counts[index])
+            for _ in range(WARM_UP if start < stop else 0):
+                model(inputs[index][start])
+            for position in range(start, stop):
+                value = inputs[index][position]
+                before = time.perf_counter()
+                answer = model(value)
+                times[index].append(1000 * (time.perf_counter() - before))
+                outputs[index].append(answer)
+            print(stop - start, flush=True)
+    for index, spec in enumerate(job["models"]):
+        np.save(f"{spec['output']}.npy", np.stack(outputs[index]))
+        np.save(f"{spec['output']}.ms.npy", np.array(times[index]))
+
+
+def _inputs(path: str) -> Any:
+    """Returns a sequence of images uint8 (H, W, 3), or of encoded files (bytes)."""
+    if path.endswith(".npy"):
+        return np.load(path, mmap_mode="r")
+    offsets = np.load(f"{path}.offsets")
+    data = np.memmap(path, np.uint8, "r")
+    return _Files(data, offsets)
+
+
+class _Files:
+    """Encoded files that lie one behind the other."""
+
+    def __init__(self, data: np.ndarray, offsets: np.ndarray) -> None:
+        self._data, self._offsets = data, offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._data[self._offsets[index] : self._offsets[index + 1]].tobytes()
+
+
+def _tflite(spec: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=spec["path"], num_threads=spec["threads"])
+    interpreter.allocate_tensors()
+    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    scale, zero = result["quantization"]
+    dequantised = result["dtype"] == np.uint8 and len(result["shape"]) == 2  # thumbnails are bytes, scores aren't
+
+    def run(image: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(given["index"], image[None])
+        interpreter.invoke()
+        answer = interpreter.get_tensor(result["index"])[0]
+        return (answer.astype(np.float32) - zero) * scale if dequantised else answer
+
+    return run
+
+
+def _saved_model(threads: int) -> Callable[[dict[str, Any]], Callable[[Any], np.ndarray]]:
+    def load(spec: dict[str, Any]) -> Callable[[Any], np.ndarray]:
+        import tensorflow as tf
+
+        if tf.config.threading.get_intra_op_parallelism_threads() != threads:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(threads)
+        function = tf.saved_model.load(spec["path"]).signatures[spec["signature"]]
+        (name,) = function.structured_input_signature[1]
+        return lambda value: function(**{name: tf.constant(np.array(value)[None])})[spec["result"]].numpy()[0]
+
+    return load
+
+
+if __name__ == "__main__":
+    sys.modules["thumbnet_tf"] = None  # what is exported must run without it
+    with open(sys.argv[1]) as file:
+        main(json.load(file))
