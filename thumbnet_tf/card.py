@@ -169,7 +169,7 @@ def parity_figure(rows: Sequence[Mapping]) -> Figure:
         bars = axes.barh(names, values, color=colours, alpha=0.7)
         axes.bar_label(bars, [pattern.format(value) for value in values], padding=3, fontsize=8)
         axes.set_xlabel(title)
-        axes.margins(x=0.2)
+        axes.set_xlim(1.2 * min(0, *values), 1.2 * max(0.1, *values))
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].invert_yaxis()
     figure.suptitle(f"Exported artifacts against the Keras model, {single[0]['examples']} test images")

@@ -115,10 +115,12 @@ def deployed(cfg: Config, shipped: keras.Model, teacher: keras.Model) -> Deploye
     thumbnail = shipped.output["thumbnail"]
     downscaler_part = keras.Model(shipped.input, thumbnail, name="downscaler")
     student = keras.Model(thumbnail, {"logits": shipped.output["logits"]}, name="student")
-    with precision("float32"):
-        plain = build_teacher(cfg, teacher.output["logits"].shape[-1])
-    copy_weights(teacher, plain)
-    return Deployed(shipped, downscaler_part, student, plain)
+    if any(layer.compute_dtype != "float32" for layer in teacher.layers):
+        trained = teacher
+        with precision("float32"):
+            teacher = build_teacher(cfg, trained.output["logits"].shape[-1])
+        copy_weights(trained, teacher)
+    return Deployed(shipped, downscaler_part, student, teacher)
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> list[str]:
