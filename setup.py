@@ -10,19 +10,24 @@ setup(
     python_requires=">=3.11,<3.13",
     install_requires=[
         "absl-py>=1.4,<2",  # tensorflow-model-optimization pins it
+        "ai-edge-litert>=2.1,<3",  # runs TFLite files
+        "h5py>=3.11,<4",
         "importlib_resources>=6,<8",  # tensorflow-datasets imports it and does not declare it
         "keras>=3.15,<3.16",
         "matplotlib>=3.8,<4",
         "numpy>=1.26,<3",
         "pillow>=10,<14",
+        "requests>=2.32,<3",
         "tensorflow>=2.21,<2.22",
         "tensorflow-datasets>=4.9.10,<4.10",
         "tensorflow-model-optimization>=0.8.1,<0.9",
+        "tensorflow-serving-api>=2.19,<2.22",
         "tf_keras>=2.21,<2.22",  # what tensorflow-model-optimization quantises
         "tqdm>=4.66,<5",
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "serving": ["kserve>=0.15,<0.22", "ovmsclient>=2023.1"],
         "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.9,<1"],
     },
 )

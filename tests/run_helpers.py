@@ -1,5 +1,6 @@
 """A small finished run, trained once for all tests that use one up."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def write_discs(root: Path, count: int) -> Path:
 
 
 @functools.cache  # a fixture imported by several modules would run once for each
-def _trained(folder: Path) -> Path:
+def _trained(folder: Path, **changes) -> Path:
     cfg = Config(
         run_dir=str(folder / "run"),
         dataset=f"folder:{write_discs(folder / 'images', 12)}",
@@ -55,6 +56,7 @@ def _trained(folder: Path) -> Path:
         strategy="none",
         tensorboard=False,
     )
+    cfg = dataclasses.replace(cfg, **changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backbones.RESNETS, "resnet18", ((1, 1), False))  # two stages of one block: trains in seconds
         return train(cfg).path
@@ -64,6 +66,12 @@ def _trained(folder: Path) -> Path:
 def tiny_run(tmp_path_factory) -> RunDir:
     """Returns a finished run of three methods on 32 x 32 discs; read it, and copy it before changing it."""
     return RunDir(_trained(tmp_path_factory.getbasetemp() / "tiny_run"))
+
+
+@pytest.fixture
+def train_tiny(tmp_path):
+    """Returns a function that trains such a run with other options."""
+    return lambda **changes: RunDir(_trained(tmp_path / "run", **changes))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import textwrap
 import numpy as np
 from matplotlib.figure import Figure
 
-from thumbnet_tf.config import Config
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import load_parts
 from thumbnet_tf.runs import RunDir
@@ -33,7 +32,7 @@ def figure(run: RunDir, dataset: sources.Dataset, examples: int) -> Figure:
     """
     cfg, split = run.config(), dataset.splits["test"]
     chosen = choose_examples(split.labels, examples)
-    images = _images(split, cfg, chosen)
+    images = pipeline.eval_images(split, cfg, chosen)
     methods = shown_methods(run)
     inches = (1.4 + PANEL_INCHES * len(methods), 0.5 + 1.3 * PANEL_INCHES * len(chosen))
     result = Figure(figsize=inches, dpi=DPI, layout="constrained")
@@ -90,17 +89,6 @@ def shown_methods(run: RunDir) -> dict[str, str]:
         if of_kind:
             methods[kind] = favourite if favourite in of_kind else of_kind[-1]
     return methods
-
-
-def _images(split: sources.Split, cfg: Config, chosen: list[int]) -> np.ndarray:
-    """Returns the chosen examples as evaluation shows them, uint8 (n, S, S, 3)."""
-    found: dict[int, np.ndarray] = {}
-    for batch in pipeline.eval_batches(split, cfg):
-        for index in set(chosen).intersection(batch["id"].numpy().tolist()):
-            found[index] = batch["image"].numpy()[batch["id"].numpy() == index][0]
-        if len(found) == len(chosen):
-            break
-    return np.stack([found[index] for index in chosen])
 
 
 def _answers(run: RunDir, method: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

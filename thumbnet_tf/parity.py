@@ -112,7 +112,7 @@ def compare(
         for count in threads:
             for runtime in sorted({subject.runtime for subject in subjects}):
                 chosen = [subject for subject in subjects if subject.runtime == runtime]
-                answers = _run(folder, runtime, chosen, count, split.num_examples)
+                answers = run(folder, runtime, chosen, count, split.num_examples)
                 for subject, (values, times) in zip(chosen, answers, strict=True):
                     if subject.artifact == "downscaler":
                         values = _scores(models.student, values, cfg.batch_size)
@@ -169,10 +169,24 @@ def _write_files(path: pathlib.Path, files: Iterator[bytes]) -> None:
         np.save(out, np.array(offsets, np.int64))
 
 
-def _run(
+def run(
     folder: pathlib.Path, runtime: str, subjects: Sequence[Subject], threads: int, examples: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns the outputs (n, ...) and the milliseconds (n,) of each subject."""
+    """Runs artifacts one image at a time, in a process of their own.
+
+    Args:
+        folder: holds the inputs that the subjects take (see `Subject.input`), and takes what is written.
+        runtime: `tflite` or `saved_model`, that of all subjects.
+        subjects: what to run, in turns of some images each.
+        threads: how many may be used.
+        examples: number of inputs.
+
+    Returns:
+        The outputs (n, ...) and the milliseconds (n,) of each subject.
+
+    Raises:
+        UserError: when one can't be run.
+    """
     models = [
         {
             "path": str(subject.path),

@@ -1,12 +1,93 @@
-"""stub"""
+"""The TFLite files of an export: which models in which variants, and what they are made from."""
 
-ARTIFACTS = ("thumbnet", "downscaler", "classifier", "teacher")
-VARIANTS = ("float32", "float16", "dynamic", "int8", "int8_qat", "pruned", "clustered")
+import logging
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from thumbnet_tf import qat, tflite, tflite_metadata
+from thumbnet_tf.config import Config
+from thumbnet_tf.data import pipeline
+from thumbnet_tf.data.sources import Split
+from thumbnet_tf.runs import saving, write_atomically
+from thumbnet_tf.thumbnet import Deployed
+
+TEACHER = "teacher"
+ARTIFACTS = ("thumbnet", "downscaler", "classifier", TEACHER)
+VARIANTS = (*tflite.VARIANTS, *qat.VARIANTS)
+
+_log = logging.getLogger(__name__)
 
 
-def file_name(artifact, variant):
+def file_name(artifact: str, variant: str) -> str:
+    """Returns the name of a TFLite file."""
     return f"{artifact}_{variant}.tflite"
 
 
-def write(folder, variants, **kw):
-    pass
+def write(
+    folder: pathlib.Path,
+    chosen: Sequence[str],
+    *,
+    cfg: Config,
+    classes: Sequence[str],
+    models: Deployed,
+    train: Split,
+    cache: pathlib.Path,
+    epochs: int,
+    calibration_images: int,
+) -> None:
+    """Writes E + S, E and S in each variant, and T as float32.
+
+    Args:
+        folder: where to; made.
+        chosen: some of `VARIANTS`; none writes nothing.
+        cfg: the run's resolved configuration.
+        classes: names in the order of the labels.
+        models: what to convert.
+        train: training images, to calibrate and to fine-tune on.
+        cache: keeps fine-tuned weights, so that an export that was killed needn't make them again.
+        epochs: of fine-tuning.
+        calibration_images: how many images int8's ranges are taken from.
+
+    Raises:
+        UserError: when a model can't be converted to a variant.
+    """
+    if not chosen:
+        return
+    with saving(folder):
+        folder.mkdir()
+    ids = np.linspace(0, train.num_examples - 1, min(calibration_images, train.num_examples)).astype(np.int64)
+    calibration = pipeline.eval_images(train, cfg, ids.tolist())
+    for artifact, variant, content in _files(chosen, cfg, models, train, cache, epochs, calibration):
+        labels = () if artifact == "downscaler" else classes
+        write_atomically(folder / file_name(artifact, variant), tflite_metadata.add(content, labels))
+
+
+def _files(
+    chosen: Sequence[str],
+    cfg: Config,
+    models: Deployed,
+    train: Split,
+    cache: pathlib.Path,
+    epochs: int,
+    calibration: np.ndarray,
+) -> Iterator[tuple[str, str, bytes]]:
+    yield TEACHER, "float32", tflite.convert(models.teacher, TEACHER, "float32")
+    thumbnails = np.concatenate(
+        [np.rint(models.downscaler(image[None].astype(np.float32), training=False)) for image in calibration]
+    ).astype(np.uint8)
+    parts = {
+        "thumbnet": (models.shipped, calibration),
+        "downscaler": (models.downscaler, calibration),
+        "classifier": (models.student, thumbnails),
+    }
+    for variant in [name for name in VARIANTS if name in chosen]:
+        _log.info("converting to %s", variant)
+        if variant in qat.VARIANTS:
+            batches = pipeline.train_batches(train, cfg, epochs=epochs)
+            tuned = qat.finetuned(variant, cfg, models.shipped, models.teacher, batches, calibration, cache)
+            yield from ((artifact, variant, content) for artifact, content in tuned.items())
+            continue
+        for artifact, (model, images) in parts.items():
+            yield artifact, variant, tflite.convert(model, artifact, variant, calibration=images)

@@ -28,8 +28,8 @@ def write(folder: pathlib.Path, name: str, sizes: Mapping[str, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for signature, spec in _signatures(tf.saved_model.load(str(folder))).items():
-            image = _image(sizes[signature])
-            one = tf.io.encode_jpeg(image).numpy() if spec.dtype == tf.string else image
+            picture = image(sizes[signature])
+            one = tf.io.encode_jpeg(picture).numpy() if spec.dtype == tf.string else picture
             for count in BATCH_SIZES:
                 request = predict_pb2.PredictRequest()
                 request.model_spec.name = name
@@ -83,7 +83,7 @@ def _signatures(model: tf.Module) -> dict[str, tf.TensorSpec]:
     return found
 
 
-def _image(size: int) -> np.ndarray:
+def image(size: int) -> np.ndarray:
     """Returns a coloured gradient with texture, uint8 (size, size, 3)."""
     y, x = np.mgrid[:size, :size] / size
     texture = 0.15 * np.sin(40 * x + 25 * y)

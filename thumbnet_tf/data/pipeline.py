@@ -4,8 +4,9 @@ Both give dicts of `image` uint8 (B, S, S, 3) in [0, 255], `label` int64 (B,), `
 its split, and `mask` float32 (B,), 1 for an example and 0 for padding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from thumbnet_tf import preprocess
@@ -123,6 +124,22 @@ def eval_batches(split: Split, cfg: Config, batch_size: int | None = None) -> tf
         padding = {**_example(filler, tf.constant(0, tf.int64), tf.constant(-1, tf.int64)), "mask": tf.constant(0.0)}
         dataset = dataset.concatenate(tf.data.Dataset.from_tensors(padding).repeat(missing))
     return _batched(dataset, batch_size)
+
+
+def eval_images(split: Split, cfg: Config, ids: Sequence[int]) -> np.ndarray:
+    """Returns some examples as evaluation shows them, uint8 (n, S, S, 3) in [0, 255], in the order of `ids`."""
+    cfg = cfg.resolved()
+    store, wanted = split.store, tf.constant(ids, tf.int64)
+    if store.random_access:
+        found = tf.data.Dataset.from_tensor_slices(wanted).map(lambda index: (index, store.get(index)))
+    else:
+        found = store.encoded().filter(lambda index, data: tf.reduce_any(wanted == index)).take(len(ids))
+        found = found.map(lambda index, data: (index, preprocess.decode_image(data)))
+    crops = found.map(
+        lambda index, image: (index, preprocess.eval_crop(image, cfg.image_size, cfg.crop_fraction)), tf.data.AUTOTUNE
+    )
+    images = {int(index): image for index, image in crops.as_numpy_iterator()}
+    return np.stack([images[index] for index in ids])
 
 
 def encoded_images(split: Split) -> Iterator[bytes]:

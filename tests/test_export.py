@@ -1,0 +1,219 @@
+"""Export from end to end: what lies in a version, what is refused, and mistakes."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from run_helpers import CLASSES, IMAGE_SIZE
+
+from thumbnet_tf import card, export, parity, publish, variants, warmup
+from thumbnet_tf.config import FlagError, UserError
+from thumbnet_tf.runs import RunDir, read_rows
+
+FILES = {
+    "README.md",
+    "labels.txt",
+    "manifest.json",
+    "parity.csv",
+    "parity.png",
+    "saved_model.pb",
+    "variables/variables.index",
+    warmup.FILE,
+}
+
+
+def options(run: RunDir, out, **changes) -> export.Options:
+    return export.Options(run_dir=str(run.path), out=str(out), **{"variants": (), **changes})
+
+
+def test_a_version_holds_all_that_its_user_needs(exported, tiny_run):
+    assert exported.name == "1"
+    found = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
+    assert found >= FILES
+    lite = {name for name in found if name.endswith(".tflite")}
+    models = ("thumbnet", "downscaler", "classifier")
+    assert lite == {f"tflite/{m}_{v}.tflite" for m in models for v in ("float32", "int8")} | {
+        "tflite/teacher_float32.tflite"
+    }
+    assert (exported / "labels.txt").read_text() == "".join(f"{name}\n" for name in CLASSES)
+    manifest = publish.read_manifest(exported)
+    assert set(manifest["files"]) == found - {"manifest.json"}
+    assert manifest["labels"] == list(CLASSES)
+    assert manifest["preprocessing"]["image_size"] == IMAGE_SIZE
+    assert manifest["preprocessing"]["crop_fraction"] == 0.875
+    assert manifest["signatures"]["thumbnail"]["inputs"] == {"thumbnail_bytes": {"dtype": "string", "shape": [None]}}
+    assert Image.open(exported / "parity.png").width > 800
+
+
+def test_the_parity_table_covers_all_that_was_published(exported, tiny_run):
+    rows = read_rows(exported / "parity.csv")
+    assert list(rows[0]) == list(parity.COLUMNS)
+    names = {(row["artifact"], row["variant"], row["threads"]) for row in rows}
+    lite = {(m, v) for m in ("thumbnet", "downscaler", "classifier") for v in ("float32", "int8")}
+    saved = {("thumbnet", "saved_model"), ("thumbnet", "saved_model_pixels")}
+    saved |= {("teacher", "saved_model"), ("classifier", "saved_model")}
+    assert names == {(*name, t) for name in lite | saved | {("teacher", "float32")} for t in "12"}
+    top1 = {row["method"]: row["top1"] for row in read_rows(tiny_run.path / "results.csv") if row["split"] == "test"}
+    for row in rows:
+        assert row["keras_top1"] == top1["original" if row["artifact"] == "teacher" else "thumbnet"]
+        assert float(row["agreement"]) >= (1 if row["variant"] != "int8" else 0.7)
+        assert float(row["max_score_diff"]) < (0.01 if row["variant"] != "int8" else 0.2)
+        path = exported / "tflite" / f"{row['artifact']}_{row['variant']}.tflite"
+        assert row["variant"].startswith("saved_model") or int(row["bytes"]) == path.stat().st_size
+
+
+def test_the_card_says_what_was_measured(exported):
+    text = (exported / "README.md").read_text()
+    for row in read_rows(exported / "parity.csv"):
+        assert f"| {row['artifact']} | {row['variant']} |" in text
+    for name in CLASSES:
+        assert name in text
+    assert "| `thumbnet` | learned thumbnails" in text
+    assert publish.read_manifest(exported)["weights_sha256"] in text
+
+
+def test_teacher_and_classifier_lie_beside_under_the_same_version(exported):
+    for other in ("teacher", "classifier"):
+        folder = exported.parent.parent / f"thumbnet_{other}" / "1"
+        assert warmup.replay(folder) == len(warmup.BATCH_SIZES) * (2 if other == "teacher" else 1)
+        assert publish.read_manifest(folder)["name"] == f"thumbnet_{other}"
+
+
+def test_a_version_of_other_labels_is_refused(tiny_run, tmp_path):
+    folder = tmp_path / "thumbnet" / "4"
+    folder.mkdir(parents=True)
+    publish.write_labels(folder, ["cat", "dog"])
+    with pytest.raises(UserError, match=r"has other labels \(cat, dog, \.\.\.\); choose another --name"):
+        export.export(options(tiny_run, tmp_path))
+    assert publish.versions(tmp_path / "thumbnet") == [4]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leaves out what takes time and is tested elsewhere: writing SavedModels and measuring."""
+
+    def compare(subjects, models, split, cfg):
+        row = {"bytes": 10, "examples": 9, "keras_top1": "0.900000", "agreement": "1", "max_score_diff": "0"}
+        times = {"latency_ms_p50": "1", "latency_ms_p95": "2"}
+        lost = {"int8": 0.5, "dynamic": 0.004}
+        return [
+            {"artifact": s.artifact, "variant": s.variant, "threads": t, "top1": f"{0.9 - lost.get(s.variant, 0):.6f}"}
+            | row
+            | times
+            for s in subjects
+            for t in (1, 2)
+        ]
+
+    def write(folder, chosen, **_):
+        folder.mkdir()
+        for name in chosen:
+            (folder / variants.file_name("thumbnet", name)).write_bytes(b"model")
+
+    monkeypatch.setattr(export, "_write_saved_models", lambda *_: {})
+    monkeypatch.setattr(parity, "compare", compare)
+    monkeypatch.setattr(variants, "write", write)
+
+
+def test_a_variant_that_lost_too_much_is_not_published(quick, tiny_run, tmp_path, capsys):
+    chosen = options(tiny_run, tmp_path, variants=("float32", "dynamic", "int8"))
+    with pytest.raises(UserError, match=r"not everything was published in .*thumbnet/1: thumbnet int8 lost 50\.00"):
+        export.main(chosen)
+    folder = tmp_path / "thumbnet" / "1"
+    assert {path.name for path in (folder / "tflite").iterdir()} == {
+        "thumbnet_float32.tflite",
+        "thumbnet_dynamic.tflite",
+    }
+    assert "Not published: thumbnet int8 lost 50.00 points" in (folder / "README.md").read_text()
+    assert any(row["variant"] == "int8" for row in read_rows(folder / "parity.csv"))
+    assert "tflite/thumbnet_int8.tflite" not in publish.read_manifest(folder)["files"]
+    assert "int8" in capsys.readouterr().out
+
+
+def test_thresholds_can_be_set(quick, tiny_run, tmp_path):
+    loose = options(tiny_run, tmp_path, variants=("dynamic", "int8"), fail_under=("int8:50",))
+    assert export.export(loose)[1] == []
+    strict = options(tiny_run, tmp_path, variants=("dynamic", "int8"), fail_under=("int8:50", "dynamic:0.3"))
+    folder, refused = export.export(strict)
+    assert folder.name == "2"
+    assert [line.split(" of ")[0] for line in refused] == ["thumbnet dynamic lost 0.40 points"]
+
+
+def test_nothing_is_published_when_the_saved_model_differs(quick, tiny_run, tmp_path, monkeypatch):
+    inner = parity.compare
+    monkeypatch.setattr(
+        parity, "compare", lambda *a: [{**r, "top1": "0.899"} if "saved" in r["variant"] else r for r in inner(*a)]
+    )
+    with pytest.raises(UserError, match="nothing is published: thumbnet saved_model lost 0.10 points"):
+        export.export(options(tiny_run, tmp_path))
+    assert publish.versions(tmp_path / "thumbnet") == []
+
+
+MISTAKES = {
+    "unknown variant": ({"variants": ("int4",)}, "--variants takes a list of float32, .*Received: 'int4'"),
+    "unknown also": ({"also": ("student",)}, "--also takes a list of teacher, classifier"),
+    "threshold without number": ({"fail_under": ("int8",)}, "--fail_under takes variant:points.*Received: 'int8'"),
+    "negative threshold": ({"fail_under": ("int8:-1",)}, "--fail_under takes variant:points"),
+    "unknown threshold": ({"fail_under": ("int9:1",)}, "--fail_under takes variant:points"),
+    "name with a folder": ({"name": "a/b"}, "--name must be a plain folder's name"),
+    "hidden name": ({"name": ".a"}, "--name must be a plain folder's name"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_wrong_flags(mistake):
+    changes, message = MISTAKES[mistake]
+    with pytest.raises(FlagError, match=message):
+        export.Options(run_dir="x", **changes)
+
+
+def test_mistakes_about_the_run(tiny_run, tmp_path):
+    with pytest.raises(UserError, match="--run_dir must hold the config.json"):
+        export.export(options(RunDir(tmp_path), tmp_path))
+    with pytest.raises(UserError, match="--method must be one that reads thumbnails"):
+        export.export(options(tiny_run, tmp_path, method="original"))
+    with pytest.raises(UserError, match="--method must be one finished in this run"):
+        export.export(options(tiny_run, tmp_path, method="no_kd"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="can't be written"):
+        export.export(options(tiny_run, tmp_path / "file"))
+
+
+def test_kill_during_an_export_leaves_no_version(tiny_run, tmp_path):
+    command = [sys.executable, "-m", "thumbnet_tf.export", f"--run_dir={tiny_run.path}", f"--out={tmp_path}"]
+    with subprocess.Popen([*command, "--variants="], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        partial = tmp_path / "thumbnet" / ".partial-1" / "saved_model.pb"
+        deadline = time.monotonic() + 180
+        while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        errors = process.communicate()[1]
+    assert partial.exists(), errors.decode()[-500:]
+    assert publish.versions(tmp_path / "thumbnet") == []
+
+
+@pytest.mark.parametrize("change", [{"mixed_precision": "mixed_bfloat16"}, {"strategy": "mirrored"}], ids=str)
+def test_models_trained_otherwise_export_alike(change, train_tiny, tmp_path):
+    """Mixed precision, and two replicas: what ships computes in float32, and its SavedModel equals it."""
+    run = train_tiny(**change)
+    assert run.load_model("thumbnet", "shipped").dtype_policy.compute_dtype == "float32"
+    folder, refused = export.export(options(run, tmp_path, variants=("float32",), also=("teacher",)))
+    assert refused == []
+    for row in read_rows(folder / "parity.csv"):
+        assert float(row["max_score_diff"]) < (1e-5 if row["variant"].startswith("saved") else 0.01), row
+        assert float(row["agreement"]) == 1
+
+
+def test_card_writes_shapes_and_percentages():
+    assert card._tensors({"a": {"dtype": "uint8", "shape": [None, None, 3]}}) == "`a` uint8 [N, ?, 3]"
+    row = {"artifact": "a", "variant": "v", "bytes": "1500", "top1": "0.5", "keras_top1": "0.75", "agreement": "0.9"}
+    row |= {"max_score_diff": "0.1", "latency_ms_p50": "2.5", "threads": "1"}
+    _, lines = card.parity_cells([row, {**row, "threads": "2", "latency_ms_p50": "1.5"}])
+    assert lines == [("a", "v", "2", "50.00", "75.00", "90.00", "0.1", "2.5", "1.5")]
+    assert json.loads(json.dumps(dataclasses.asdict(export.Options())))["variants"] == list(variants.VARIANTS)
+    assert np.isfinite(list(export.FAIL_UNDER.values())).all()

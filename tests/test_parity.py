@@ -1,0 +1,91 @@
+"""The parity table: what it says of artifacts that equal Keras, and of one that doesn't."""
+
+import numpy as np
+import pytest
+
+from thumbnet_tf import card, parity, thumbnet
+from thumbnet_tf.config import UserError
+from thumbnet_tf.data import sources
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_run):
+    """Returns the run's models, its test split and its configuration."""
+    cfg = tiny_run.config().resolved()
+    models = thumbnet.deployed(
+        cfg, tiny_run.load_model("thumbnet", "shipped"), tiny_run.load_model("original", "teacher")
+    )
+    return models, sources.load(cfg, ("test",)).splits["test"], cfg
+
+
+def test_saved_model_equals_keras_over_the_whole_split(export, parts, tiny_run):
+    models, split, cfg = parts
+    subjects = [
+        parity.Subject("thumbnet", "saved_model", export, "serving_default"),
+        parity.Subject("thumbnet", "saved_model_pixels", export, "pixels"),
+    ]
+    rows = parity.compare(subjects, models, split, cfg)
+    assert [(row["variant"], row["threads"]) for row in rows] == [
+        ("saved_model", 1),
+        ("saved_model", 2),
+        ("saved_model_pixels", 1),
+        ("saved_model_pixels", 2),
+    ]
+    logits = np.load(tiny_run.method("thumbnet") / "logits_test.npy")
+    top1 = f"{np.mean(logits.argmax(-1) == split.labels):.6f}"
+    size = sum(f.stat().st_size for f in [export / "saved_model.pb", *(export / "variables").iterdir()])
+    for row in rows:
+        assert set(row) == set(parity.COLUMNS)
+        assert (row["top1"], row["keras_top1"], row["agreement"]) == (top1, top1, "1.000000")
+        assert row["examples"] == split.num_examples == len(logits)
+        assert float(row["max_score_diff"]) < 1e-5
+        assert 0 < float(row["latency_ms_p50"]) <= float(row["latency_ms_p95"])
+        assert row["bytes"] == size
+    titles, lines = card.parity_cells(rows)
+    assert [line[:2] for line in lines] == [("thumbnet", "saved_model"), ("thumbnet", "saved_model_pixels")]
+    assert all(len(line) == len(titles) for line in lines)
+    text = card.parity_text(rows).splitlines()
+    assert len(text) == 3
+    assert text[1].split()[:2] == ["thumbnet", "saved_model"]
+
+
+def test_row_counts_what_differs():
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+    expected = np.array([[0.8, 0.2], [0.6, 0.4], [0.6, 0.4], [0.3, 0.7]])
+    labels, times = np.array([0, 0, 1, 1]), np.array([1.0, 2.0, 3.0, 10.0])
+
+    class Any(parity.Subject):
+        num_bytes = 5
+
+    row = parity._row(Any("thumbnet", "int8", None), scores, expected, labels, 1, times)
+    # right: artifact 1st and 4th, Keras 1st, 2nd and 4th; the answers differ in the 2nd, by 0.8 - 0.4
+    assert (row["top1"], row["keras_top1"], row["agreement"]) == ("0.500000", "0.750000", "0.750000")
+    assert (row["max_score_diff"], row["latency_ms_p50"], row["bytes"]) == ("0.4", "2.500", 5)
+
+
+def test_an_artifact_that_cannot_run_is_one_line(parts, tmp_path):
+    models, split, cfg = parts
+    (tmp_path / "broken.tflite").write_bytes(b"no model")
+    with pytest.raises(UserError, match="an exported tflite can't be run"):
+        parity.compare([parity.Subject("thumbnet", "int8", tmp_path / "broken.tflite")], models, split, cfg, (1,))
+
+
+def test_files_come_back_as_they_were_written(tmp_path):
+    from thumbnet_tf import parity_worker
+
+    files = [b"a", b"", bytes(range(256)), b"last"]
+    parity._write_files(tmp_path / "x.files", iter(files))
+    read = parity_worker._inputs(str(tmp_path / "x.files"))
+    assert [read[i] for i in range(len(read))] == files
+
+
+def test_figure_has_a_bar_for_each_artifact():
+    rows = [
+        {"artifact": a, "variant": v, "threads": t, "top1": "0.5", "keras_top1": "0.6", "bytes": 2_000_000}
+        | {"latency_ms_p50": "1.5", "examples": 9}
+        for a, v in (("thumbnet", "int8"), ("teacher", "float32"))
+        for t in (1, 2)
+    ]
+    figure = card.parity_figure(rows)
+    widths = [[patch.get_width() for patch in axes.patches] for axes in figure.axes]
+    np.testing.assert_allclose(widths, [[10, 10], [2, 2], [1.5, 1.5]])

@@ -1,0 +1,158 @@
+"""The tf_keras twin of a flat Keras 3 model, for TensorFlow's model optimization toolkit (TFMOT), which takes no other.
+
+The twin computes the same function in a form that can be quantised, pruned and clustered:
+
+* Its input, and every tensor of pixels p in [0, 255], is held as (p - 128) / 128. So each `Rescaling` between the two
+  units becomes nothing at all, and int8's input scale is exactly 1/128 with zero point 128: raw bytes can be fed.
+* Batch normalisation is folded into the convolution before it, and a ReLU behind that becomes the convolution's
+  activation. These are the operators and weights that TFLite runs: what is zero, or one of a few values, stays so.
+
+tf_keras is imported inside functions only, so that importing this module changes nothing.
+"""
+
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from thumbnet_tf.config import UserError
+from thumbnet_tf.downscaler import ToThumbnail
+
+if TYPE_CHECKING:
+    import tf_keras
+
+# layers that have a twin of the same name, and the settings that it takes over
+_SETTINGS = {
+    layers.Conv2D: ("filters", "kernel_size", "strides", "padding", "dilation_rate", "groups"),
+    layers.Dense: ("units", "activation", "use_bias"),
+    layers.ReLU: ("max_value", "negative_slope", "threshold"),
+    layers.Add: (),
+    layers.MaxPooling2D: ("pool_size", "strides", "padding"),
+    layers.AveragePooling2D: ("pool_size", "strides", "padding"),
+    layers.GlobalAveragePooling2D: (),
+    layers.Flatten: (),
+}
+_SUPPORTED = (layers.InputLayer, layers.Rescaling, layers.BatchNormalization, ToThumbnail, *_SETTINGS)
+_CANCELLED = ((1 / 128, -1.0), (128.0, 128.0))  # scale and offset of a `Rescaling` from pixels and to pixels
+
+LOW, HIGH = -1.0, 127 / 128  # the pixels 0 and 255 in the twin's units
+
+
+def build(model: keras.Model, *, rounded: bool = True) -> "tf_keras.Model":
+    """Builds the twin of a shipped model, with its weights.
+
+    Args:
+        model: flat functional model from images `(B, size, size, 3)` in [0, 255] to a dict with `logits`.
+        rounded: whether the thumbnail is rounded as in `model`; if not, that is left to a quantiser.
+
+    Returns:
+        A tf_keras model from images `(B, size, size, 3)` float32, normalised to (p - 128) / 128, to logits `(B, C)`
+        float32. Its layers have the names they have in `model`.
+
+    Raises:
+        UserError: when the model holds a layer that has no twin.
+    """
+    import tf_keras
+
+    consumers = {}  # id of a tensor of `model` -> the layers that take it
+    for layer in model.layers:
+        for tensor in [] if isinstance(layer, layers.InputLayer) else tf.nest.flatten(layer.input):
+            consumers.setdefault(id(tensor), []).append(layer)
+    tensors = {}  # id of a tensor of `model` -> the twin's tensor
+    for layer in model.layers:
+        if id(layer.output) in tensors:  # was folded into a convolution
+            continue
+        if isinstance(layer, layers.InputLayer):
+            tensors[id(layer.output)] = tf_keras.Input(layer.output.shape[1:], name=layer.name)
+            continue
+        given = [tensors[id(tensor)] for tensor in tf.nest.flatten(layer.input)]
+        x = given if len(given) > 1 else given[0]
+        kind = type(layer)
+        if kind is layers.Conv2D:
+            norm = _only_consumer(layer, layers.BatchNormalization, consumers)
+            relu = _only_consumer(norm or layer, layers.ReLU, consumers)
+            if layer.activation is not keras.activations.linear:
+                raise _unsupported(layer)
+            convolution = _twin(layer, activation="relu" if relu else None)
+            x = convolution(x)
+            convolution.set_weights(_folded(layer, norm))
+            tensors |= {id(folded.output): x for folded in (norm, relu) if folded}
+        elif kind in _SETTINGS:
+            twin = _twin(layer)
+            x = twin(x)
+            twin.set_weights(layer.get_weights())
+        elif kind is ToThumbnail:
+            x = _rounding(layer)(x) if rounded else x
+        elif kind is not layers.Rescaling or (layer.scale, layer.offset) not in _CANCELLED:
+            raise _unsupported(layer)
+        tensors[id(layer.output)] = x
+    outputs = model.output
+    return tf_keras.Model(tensors[id(model.inputs[0])], tensors[id(outputs["logits"])], name=model.name)
+
+
+def normalised(images: tf.Tensor) -> tf.Tensor:
+    """Returns images in [0, 255] in the twin's units, (p - 128) / 128 float32."""
+    return (tf.cast(images, tf.float32) - 128.0) / 128.0
+
+
+def _only_consumer(layer: layers.Layer, kind: type, consumers: dict) -> layers.Layer | None:
+    """Returns the layer behind this one if it is the only one and of a kind (a plain one, for ReLU)."""
+    behind = consumers.get(id(layer.output), [])
+    if len(behind) != 1 or type(behind[0]) is not kind:
+        return None
+    if kind is layers.ReLU and (behind[0].max_value, behind[0].negative_slope, behind[0].threshold) != (None, 0, 0):
+        return None
+    return behind[0]
+
+
+def _twin(layer: layers.Layer, **settings):
+    import tf_keras
+
+    config = layer.get_config()
+    if type(layer) is layers.Conv2D:
+        settings["use_bias"] = True
+    settings |= {name: config[name] for name in _SETTINGS[type(layer)]}
+    return getattr(tf_keras.layers, type(layer).__name__)(**settings, name=layer.name)
+
+
+def _folded(conv: layers.Conv2D, norm: layers.BatchNormalization | None) -> list[np.ndarray]:
+    """Returns the kernel and bias of a convolution with the batch normalisation behind it."""
+    kernel = np.float64(conv.kernel.numpy())
+    bias = np.float64(conv.bias.numpy()) if conv.use_bias else np.zeros(conv.filters)
+    if norm is not None:
+        scale = 1 / np.sqrt(np.float64(norm.moving_variance.numpy()) + norm.epsilon)
+        if norm.scale:
+            scale *= norm.gamma.numpy()
+        kernel, bias = kernel * scale, (bias - norm.moving_mean.numpy()) * scale
+        if norm.center:
+            bias += norm.beta.numpy()
+    return [np.float32(kernel), np.float32(bias)]
+
+
+def _rounding(layer: ToThumbnail):
+    """Returns a layer that clips and rounds thumbnails as `ToThumbnail` does, in the twin's units."""
+    import tf_keras
+
+    class Rounding(tf_keras.layers.Layer):
+        """Clips and rounds; the gradient passes straight through inside the range."""
+
+        def call(self, x: tf.Tensor) -> tf.Tensor:
+            x = tf.clip_by_value(x, LOW, HIGH)
+            if layer.bits == 0:
+                return x
+            step = (HIGH - LOW) / (2**layer.bits - 1)
+            # in floor and not in a fake quantisation, which TFLite would take as a wish for integers
+            return tf.grad_pass_through(lambda y: tf.floor((y - LOW) / step + 0.5) * step + LOW)(x)
+
+    return Rounding(name=layer.name)
+
+
+def _unsupported(layer: layers.Layer) -> UserError:
+    supported = ", ".join(kind.__name__ for kind in _SUPPORTED)
+    return UserError(
+        "int8_qat, pruned and clustered need a model of plain layers "
+        f"({supported}; batch normalisation behind a convolution, Rescaling from or to pixels). "
+        f"Received: the layer {layer.name!r} of type {type(layer).__name__}"
+    )
