@@ -18,11 +18,11 @@ def parts(tiny_run):
     return models, sources.load(cfg, ("test",)).splits["test"], cfg
 
 
-def test_saved_model_equals_keras_over_the_whole_split(export, parts, tiny_run):
+def test_saved_model_equals_keras_over_the_whole_split(exported, parts, tiny_run):
     models, split, cfg = parts
     subjects = [
-        parity.Subject("thumbnet", "saved_model", export, "serving_default"),
-        parity.Subject("thumbnet", "saved_model_pixels", export, "pixels"),
+        parity.Subject("thumbnet", "saved_model", exported, "serving_default"),
+        parity.Subject("thumbnet", "saved_model_pixels", exported, "pixels"),
     ]
     rows = parity.compare(subjects, models, split, cfg)
     assert [(row["variant"], row["threads"]) for row in rows] == [
@@ -33,7 +33,7 @@ def test_saved_model_equals_keras_over_the_whole_split(export, parts, tiny_run):
     ]
     logits = np.load(tiny_run.method("thumbnet") / "logits_test.npy")
     top1 = f"{np.mean(logits.argmax(-1) == split.labels):.6f}"
-    size = sum(f.stat().st_size for f in [export / "saved_model.pb", *(export / "variables").iterdir()])
+    size = sum(f.stat().st_size for f in [exported / "saved_model.pb", *(exported / "variables").iterdir()])
     for row in rows:
         assert set(row) == set(parity.COLUMNS)
         assert (row["top1"], row["keras_top1"], row["agreement"]) == (top1, top1, "1.000000")

@@ -73,8 +73,8 @@ def error(ask, signature: str, values) -> str:
 # --- contract
 
 
-def test_signatures_and_files_are_those_of_the_contract(export):
-    (graph,) = saved_model_pb2.SavedModel.FromString((export / "saved_model.pb").read_bytes()).meta_graphs
+def test_signatures_and_files_are_those_of_the_contract(exported):
+    (graph,) = saved_model_pb2.SavedModel.FromString((exported / "saved_model.pb").read_bytes()).meta_graphs
     assert list(graph.meta_info_def.tags) == ["serve"]
     signatures = {name: s for name, s in graph.signature_def.items() if name != "__saved_model_init_op"}
     count = len(CLASSES)
@@ -172,7 +172,7 @@ def test_what_follows_a_jpeg_is_ignored(photos, ask):
     )
 
 
-def test_loads_and_answers_where_the_package_cannot_be_imported(export, photos, keras_scores):
+def test_loads_and_answers_where_the_package_cannot_be_imported(exported, photos, keras_scores):
     images = photos(3, 52)
     files = [saved(image, "PNG") for image in images]
     code = """
@@ -184,11 +184,11 @@ files = tf.constant([base64.b64decode(text) for text in json.load(sys.stdin)])
 print(json.dumps(model.signatures["serving_default"](image_bytes=files)["probabilities"].numpy().tolist()))
 """
     result = subprocess.run(
-        [sys.executable, "-c", code, str(export)],
+        [sys.executable, "-c", code, str(exported)],
         input=json.dumps([base64.b64encode(data).decode() for data in files]),
         capture_output=True,
         text=True,
-        cwd=export,
+        cwd=exported,
         check=True,
     )
     expected = keras_scores([cropped(data) for data in files])
@@ -265,9 +265,9 @@ def test_refuses_empty_requests(ask):
 
 
 @pytest.fixture
-def copy(export, tmp_path):
+def copy(exported, tmp_path):
     """Returns a copy of the SavedModel that a test may break."""
-    return shutil.copytree(export, tmp_path / "copy", ignore=shutil.ignore_patterns("tflite"))
+    return shutil.copytree(exported, tmp_path / "copy", ignore=shutil.ignore_patterns("tflite"))
 
 
 def test_warm_up_holds_every_signature_at_every_size(copy):

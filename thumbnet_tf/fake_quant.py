@@ -122,12 +122,12 @@ def _set_activation_ranges(
     pairs = {}  # name in the float twin -> the variables of the lower and the upper end
     for layer in model.layers:
         weights = weights_by_name(layer)
-        for name in ("quantize_layer", "post_activation", "output"):
+        if (low := weights.get(f"{layer.name}_min")) is not None:  # the input's, whose range is known
+            low.assign(twin.LOW)
+            weights[f"{layer.name}_max"].assign(twin.HIGH)
+        for name in ("post_activation", "output"):
             if f"{name}_min" in weights:
                 pairs[layer.name.removeprefix(PREFIX)] = weights[f"{name}_min"], weights[f"{name}_max"]
-    low, high = pairs.pop("quantize_layer")  # the input, whose range is known
-    low.assign(twin.LOW)
-    high.assign(twin.HIGH)
     probe = tf_keras.Model(plain.input, [plain.get_layer(name).output for name in pairs])
     extremes = tf.function(lambda x: [[tf.reduce_min(y), tf.reduce_max(y)] for y in probe(x, training=False)])
     seen = [

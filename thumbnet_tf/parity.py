@@ -10,7 +10,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -107,6 +107,7 @@ def compare(
     """
     with tempfile.TemporaryDirectory(prefix="thumbnet-parity-") as name:
         folder = pathlib.Path(name)
+        scores = _scorer(models.student, cfg.batch_size)
         expected = _prepare(folder, subjects, models, split, cfg)
         rows = []
         for count in threads:
@@ -115,7 +116,7 @@ def compare(
                 answers = run(folder, runtime, chosen, count, split.num_examples)
                 for subject, (values, times) in zip(chosen, answers, strict=True):
                     if subject.artifact == "downscaler":
-                        values = _scores(models.student, values, cfg.batch_size)
+                        values = scores(values)
                     truth = expected["teacher" if subject.artifact == "teacher" else "thumbnet"]
                     rows.append(_row(subject, values, truth, split.labels, count, times))
     order = {subject: index for index, subject in enumerate(subjects)}
@@ -216,11 +217,18 @@ def run(
     return [(np.load(f"{model['output']}.npy"), np.load(f"{model['output']}.ms.npy")) for model in models]
 
 
-def _scores(student: keras.Model, thumbnails: np.ndarray, batch_size: int) -> np.ndarray:
-    """Returns S's probabilities (n, C) of thumbnails uint8 (n, s, s, 3)."""
-    predict = tf.function(lambda images: tf.nn.softmax(student(tf.cast(images, tf.float32), training=False)["logits"]))
-    starts = range(0, len(thumbnails), batch_size)
-    return np.concatenate([predict(thumbnails[start : start + batch_size]).numpy() for start in starts])
+def _scorer(student: keras.Model, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns what maps thumbnails uint8 (n, s, s, 3) to S's probabilities (n, C)."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *student.input_shape[1:]), tf.uint8)])
+    def predict(thumbnails: tf.Tensor) -> tf.Tensor:
+        return tf.nn.softmax(student(tf.cast(thumbnails, tf.float32), training=False)["logits"])
+
+    def scores(thumbnails: np.ndarray) -> np.ndarray:
+        starts = range(0, len(thumbnails), batch_size)
+        return np.concatenate([predict(thumbnails[start : start + batch_size]).numpy() for start in starts])
+
+    return scores
 
 
 def _row(

@@ -39,6 +39,7 @@ CLUSTERS = 32  # different values in each kernel of S when clustered
 
 _BEFORE_ROUNDING, _THUMBNAIL = "downscaler_add", "thumbnail"  # the last two layers of E
 _OF_E = "downscaler_"  # what the names of all its layers with weights start with
+_MANY = 256  # weights of the smallest layer that is pruned or clustered
 _VERSION = 1  # of the fine-tuning below; weights kept by another are not used
 
 _log = logging.getLogger(__name__)
@@ -142,11 +143,12 @@ _TRAIN = {QUANTISED: _train_quantised, PRUNED: _train_pruned, CLUSTERED: _train_
 
 
 def _wrapped(model: "tf_keras.Model", wrap: Callable) -> "tf_keras.Model":
-    """Returns a copy with the layers of S that have a kernel wrapped. E's few thousand weights would save nothing."""
+    """Returns a copy with the layers of S wrapped that have many weights; those of E would save next to nothing."""
     import tf_keras
 
     def choose(layer: "tf_keras.layers.Layer") -> "tf_keras.layers.Layer":
-        return wrap(layer) if layer.weights and not layer.name.startswith(_OF_E) else layer
+        spared = layer.count_params() < _MANY or layer.name.startswith(_OF_E)
+        return layer if spared else wrap(layer)
 
     copy = tf_keras.models.clone_model(model)
     copy.set_weights(model.get_weights())

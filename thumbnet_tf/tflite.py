@@ -40,9 +40,7 @@ INTERFACES = {
 _BYTE = {"min": -1.0, "max": 127 / 128, "num_bits": 8}  # a pixel's byte, normalised: steps of exactly 1/128
 
 
-def convert(
-    model: keras.Model, name: str, variant: str, *, calibration: Iterable[np.ndarray] | None = None
-) -> bytes:
+def convert(model: keras.Model, name: str, variant: str, *, calibration: Iterable[np.ndarray] | None = None) -> bytes:
     """Converts a float32 model to a TFLite file, and checks it.
 
     Args:
@@ -232,18 +230,24 @@ def _on_blocks(x: keras.KerasTensor, kernel: np.ndarray, stride: int) -> keras.K
     wide = np.zeros((blocks * stride, blocks * stride, channels, filters), np.float32)
     wide[start : start + side, start : start + side] = kernel
     wide = wide.reshape(blocks, stride, blocks, stride, channels, filters).transpose(0, 2, 1, 3, 4, 5)
-    conv = layers.Conv2D(filters, blocks, padding="same", use_bias=False)  # pads `above` blocks, as is asserted in tests
+    conv = layers.Conv2D(filters, blocks, padding="same", use_bias=False)  # pads `above` blocks
     y = conv(ops.space_to_depth(x, stride))
     conv.set_weights([wide.reshape(blocks, blocks, -1, filters)])
     return y
 
 
 def _bicubic(x: keras.KerasTensor, ratio: int) -> keras.KerasTensor:
-    """Resizes as `Bicubic` does, by its matrix: TFLite has no antialiased resizing."""
+    """Resizes as `Bicubic` does, as a strided convolution: TFLite has no antialiased resizing."""
     size = x.shape[1]
-    identity = tf.eye(size)[None, :, :, None]
-    rows = tf.image.resize(identity, (size // ratio, size), "bicubic", antialias=True)[0, :, :, 0].numpy()
-    return ops.einsum("yh,bhwc,xw->byxc", rows, x, rows)
+    middle = size // ratio // 2
+    rows = tf.image.resize(tf.eye(size)[None, :, :, None], (size // ratio, size), "bicubic", antialias=True)
+    rows = rows[0, :, :, 0].numpy()  # rows[i, j]: weight of pixel j in pixel i of the thumbnail
+    start = middle * ratio - 3 * ratio // 2
+    taps = rows[middle, start : start + 4 * ratio]
+    inside = np.array([taps[2 * ratio] / row[i * ratio + ratio // 2] for i, row in enumerate(rows)], np.float32)
+    kernel = np.multiply.outer(np.outer(taps, taps), np.eye(3, dtype=np.float32))
+    # where part of the window lies outside the image, the weights inside are scaled up to sum to 1
+    return ops.divide(_on_blocks(x, kernel, ratio), np.outer(inside, inside)[None, :, :, None])
 
 
 @contextlib.contextmanager

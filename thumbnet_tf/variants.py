@@ -14,7 +14,13 @@ from thumbnet_tf.runs import saving, write_atomically
 from thumbnet_tf.thumbnet import Deployed
 
 TEACHER = "teacher"
-ARTIFACTS = ("thumbnet", "downscaler", "classifier", TEACHER)
+# what each file says of itself
+ARTIFACTS = {
+    "thumbnet": "Classifies an image by a thumbnail that it makes of it.",
+    "downscaler": "Makes the thumbnail of an image.",
+    "classifier": "Classifies a thumbnail.",
+    TEACHER: "Classifies an image at full size.",
+}
 VARIANTS = (*tflite.VARIANTS, *qat.VARIANTS)
 
 _log = logging.getLogger(__name__)
@@ -61,7 +67,8 @@ def write(
     calibration = pipeline.eval_images(train, cfg, ids.tolist())
     for artifact, variant, content in _files(chosen, cfg, models, train, cache, epochs, calibration):
         labels = () if artifact == "downscaler" else classes
-        write_atomically(folder / file_name(artifact, variant), tflite_metadata.add(content, labels))
+        described = tflite_metadata.add(content, f"{artifact} {variant}", ARTIFACTS[artifact], labels)
+        write_atomically(folder / file_name(artifact, variant), described)
 
 
 def _files(
