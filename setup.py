@@ -21,13 +21,13 @@ setup(
         "tensorflow>=2.21,<2.22",
         "tensorflow-datasets>=4.9.10,<4.10",
         "tensorflow-model-optimization>=0.8.1,<0.9",
-        "tensorflow-serving-api>=2.19,<2.22",
+        "tensorflow-serving-api>=2.21,<2.22",
         "tf_keras>=2.21,<2.22",  # what tensorflow-model-optimization quantises
         "tqdm>=4.66,<5",
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
-        "serving": ["kserve>=0.15,<0.22", "ovmsclient>=2023.1"],
-        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.9,<1"],
+        "serving": ["kserve>=0.21,<0.22", "ovmsclient>=2023.1"],
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "pyyaml>=6,<7", "ruff>=0.9,<1"],
     },
 )

@@ -32,7 +32,7 @@ def main() -> int:
             layer.gamma.assign(keras.ops.ones_like(layer.gamma))  # a converter drops what a 0 hides
     student, _ = thumbnet.build_student(cfg, teacher)
     small = thumbnet.build_downscaler(cfg, "learned")
-    models = thumbnet.deployed(cfg, thumbnet.build_shipped(cfg, "learned", small, student), teacher)
+    models = thumbnet.deployed(thumbnet.build_shipped(cfg, "learned", small, student), teacher)
     of = {"teacher": models.teacher, "thumbnet": models.shipped, "classifier": models.student}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

@@ -19,6 +19,14 @@ tf.config.set_logical_device_configuration(
 )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keeps the tests of an export on one worker, so that it is made once."""
+    for item in items:
+        if "exported" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("exported"))
+
+
 @pytest.fixture(autouse=True)
 def float32_policy():
     """Leaves no precision policy of one test to the next."""

@@ -1,8 +1,8 @@
-"""Model servers for tests, on this machine only: TensorFlow Serving's gRPC interface, KServe's REST, and a faulty one.
+"""Model servers for tests, on this machine only: TensorFlow Serving's gRPC interface and a faulty HTTP server.
 
 The gRPC server is ours, for no TensorFlow Serving can be installed from a package registry: it runs the SavedModel by
 TensorFlow and answers as the real one is documented to. `python tests/serving_helpers.py grpc EXPORT` serves an
-export until its standard input ends, and prints the port; `kserve` in place of `grpc` starts a real KServe server.
+export until its standard input ends, and prints the port; `kserve` in place of `grpc` starts `kserve_server`.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ class ServedModel:
         function = functions[signature]
         specs = function.structured_input_signature[1]
         if set(inputs) != set(specs):
-            message = f"input names must be {sorted(specs)}. Received: {sorted(inputs)}"
+            message = f"input tensor alias not found in signature: {sorted(inputs)}. Expected: {sorted(specs)}"
             raise tf.errors.InvalidArgumentError(None, None, message)
         for name, spec in specs.items():
             value = inputs[name]
@@ -166,49 +166,6 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def serve_kserve(export: pathlib.Path, port: int) -> None:
-    """Runs a KServe server whose model is the SavedModel, with TensorFlow Serving's row format; never returns."""
-    import kserve
-    from kserve.errors import InvalidInput
-
-    served = ServedModel({1: export}, {})
-
-    class SavedModelOfKServe(kserve.Model):
-        """Takes instances that are a base64 string, or an object with the input's name."""
-
-        def predict(self, payload, headers=None, response_headers=None):
-            signature = payload.get("signature_name", "serving_default")
-            info = served.metadata[1][signature].inputs
-            name = next(iter(info))
-            values = [row.get(name, row) if isinstance(row, dict) else row for row in payload["instances"]]
-            if info[name].dtype == tf.string.as_datatype_enum:
-                values = tf.io.decode_base64([_web_safe(value["b64"]) for value in values])
-            try:
-                tensor = tf.constant(values, tf.as_dtype(info[name].dtype))
-                outputs = {key: value.numpy() for key, value in served.run(1, signature, {name: tensor}).items()}
-            except (tf.errors.InvalidArgumentError, ValueError, TypeError) as error:
-                raise InvalidInput(getattr(error, "message", str(error))) from None
-            outputs = {key: value.astype(str) if value.dtype == object else value for key, value in outputs.items()}
-            rows = zip(*(value.tolist() for value in outputs.values()), strict=True)
-            return {"predictions": [dict(zip(outputs, row, strict=True)) for row in rows]}
-
-    model = SavedModelOfKServe(MODEL)
-    model.ready = True
-    server = kserve.model_server.RESTServer
-    original = server.__init__
-
-    def on_this_machine_only(self, *arguments, **options):
-        original(self, *arguments, **options)
-        self.config.host = LOCAL  # KServe knows 0.0.0.0 only
-
-    server.__init__ = on_this_machine_only
-    kserve.ModelServer(http_port=port, enable_grpc=False, grace_period=1).start([model])
-
-
-def _web_safe(text: str) -> str:
-    return text.replace("+", "-").replace("/", "_").rstrip("=")
-
-
 @contextlib.contextmanager
 def server_process(kind: str, export: pathlib.Path) -> Iterator[tuple[str, subprocess.Popen]]:
     """Serves an export from a process of its own; gives its address and the process.
@@ -299,7 +256,9 @@ def _main(kind: str, export: str) -> None:
         port = free_port()
         print(port, flush=True)
         threading.Thread(target=_end_with_standard_input, daemon=True).start()
-        serve_kserve(pathlib.Path(export), port)
+        import kserve_server  # not installed everywhere
+
+        kserve_server.serve(pathlib.Path(export), port)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def test_a_version_holds_all_that_its_user_needs(exported, tiny_run):
     assert manifest["preprocessing"]["image_size"] == IMAGE_SIZE
     assert manifest["preprocessing"]["crop_fraction"] == 0.875
     assert manifest["signatures"]["thumbnail"]["inputs"] == {"thumbnail_bytes": {"dtype": "string", "shape": [None]}}
-    assert Image.open(exported / "parity.png").width > 800
+    with Image.open(exported / "parity.png") as figure:
+        assert figure.width > 800
 
 
 def test_the_parity_table_covers_all_that_was_published(exported, tiny_run):

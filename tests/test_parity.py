@@ -12,9 +12,7 @@ from thumbnet_tf.data import sources
 def parts(tiny_run):
     """Returns the run's models, its test split and its configuration."""
     cfg = tiny_run.config().resolved()
-    models = thumbnet.deployed(
-        cfg, tiny_run.load_model("thumbnet", "shipped"), tiny_run.load_model("original", "teacher")
-    )
+    models = thumbnet.deployed(tiny_run.load_model("thumbnet", "shipped"), tiny_run.load_model("original", "teacher"))
     return models, sources.load(cfg, ("test",)).splits["test"], cfg
 
 

@@ -8,13 +8,21 @@ import pytest
 from absl import flags as absl_flags
 
 from experiments import choices, summary
-from thumbnet_tf import evaluate, flags, plots, predict
+from thumbnet_tf import client, evaluate, export, flags, plots, predict, wire
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.runs import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-OPTIONS = {"train": Config, "evaluate": evaluate.Options, "predict": predict.Options, "plots": plots.Options}
+OPTIONS = {
+    "train": Config,
+    "evaluate": evaluate.Options,
+    "predict": predict.Options,
+    "plots": plots.Options,
+    "export": export.Options,
+    "client": client.Options,
+    "wire": wire.Options,
+}
 
 
 def commands() -> list[str]:
@@ -30,13 +38,13 @@ def test_every_command_parses(monkeypatch):
         name = module.removeprefix("thumbnet_tf.")
         values = absl_flags.FlagValues()
         absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
-        positional = "files" if name == "predict" else None
+        positional = "files" if name in ("predict", "client") else None
         flags.define(OPTIONS[name], positional, flag_values=values)
         rest = values([name, *arguments])
         options = flags.parsed(OPTIONS[name], rest[1:], positional, flag_values=values)
-        assert options.run_dir or name == "train"
+        assert getattr(options, "run_dir", True) or name == "train"
         seen.add(name)
-    assert {"train", "predict", "plots"} <= seen
+    assert {"train", "predict", "plots", "export", "client"} <= seen
 
 
 @pytest.mark.parametrize("name", ["quickstart", "flowers_quick"])

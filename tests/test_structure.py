@@ -12,18 +12,20 @@ PACKAGE = ROOT / "thumbnet_tf"
 LAYERS = (
     {"config"},
     {"stages"},
-    {"progress", "preprocess", "losses", "initializers", "costs", "flags"},
-    {"backbones"},
+    {"progress", "preprocess", "losses", "initializers", "costs", "flags", "jpeg", "parity_worker", "client_transport"},
+    {"backbones", "intake", "client_thumbnails"},
     {"downscaler"},
-    {"data.fine_detail", "data.store", "thumbnet"},
+    {"data.fine_detail", "data.store", "thumbnet", "tflite", "tflite_metadata", "twin"},
     {"data.listing"},
     {"data.sources"},
     {"data.pipeline"},
     {"data"},
     {"trainer"},
     {"runs"},
-    {"loop"},
-    {"evaluate", "gallery", "train", "predict", "plots"},
+    {"loop", "publish", "serving", "warmup", "parity", "card", "fake_quant"},
+    {"qat"},
+    {"variants"},
+    {"evaluate", "gallery", "train", "predict", "plots", "export", "wire", "client"},
 )
 
 
@@ -76,11 +78,11 @@ def test_config_and_stages_know_no_tensorflow():
 
 def test_importing_the_package_leaves_keras_alone():
     code = (
-        "import os, sys, thumbnet_tf.train; "
-        "print('tensorflow_model_optimization' in sys.modules, os.environ.get('TF_USE_LEGACY_KERAS'))"
+        "import os, sys, thumbnet_tf.client, thumbnet_tf.export, thumbnet_tf.train, thumbnet_tf.wire; "
+        "print('tensorflow_model_optimization' in sys.modules, 'tf_keras' in sys.modules, os.environ.get('TF_USE_LEGACY_KERAS'))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False None"
+    assert result.stdout.strip() == "False False None"
 
 
 def test_files_are_small_rooms_and_use_keras_by_its_name():

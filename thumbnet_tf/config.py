@@ -155,6 +155,9 @@ class Config:
         choices=("band", "random"),
     )
     thumbnail_bits: int = option(8, "bits a thumbnail's channel is rounded to; 0 = no rounding", minimum=0, maximum=8)
+    thumbnail_jpeg: int = option(
+        0, "JPEG quality that thumbnails pass through on their way to S in training; 0 = none", minimum=0, maximum=100
+    )
 
     # --- losses
     w_cl: float = option(1.0, "weight of the classification loss CL", minimum=0.0)

@@ -71,9 +71,7 @@ class Options:
         for field, allowed in (("variants", variants.VARIANTS), ("also", ALSO)):
             for name in getattr(self, field):
                 if name not in allowed:
-                    raise FlagError(
-                        f"--{field} takes a comma-separated list of {', '.join(allowed)}. Received: {name!r}"
-                    )
+                    raise FlagError(f"--{field} takes a list of {', '.join(allowed)}. Received: {name!r}")
         if self.name and (pathlib.Path(self.name).name != self.name or self.name.startswith(".")):
             raise FlagError(f"--name must be a plain folder's name. Received: {self.name!r}")
         self.points_allowed()
@@ -120,7 +118,7 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
     _check_labels(root / name, classes, options)
     dataset = sources.load(cfg)
     run.check_data(dataset.facts())
-    models = thumbnet.deployed(cfg, run.load_model(method, "shipped"), run.load_model(ORIGINAL, "teacher"))
+    models = thumbnet.deployed(run.load_model(method, "shipped"), run.load_model(ORIGINAL, "teacher"))
     with publish.staging(root, names, options.version) as (version, folders):
         folder = folders[name]
         signatures = _write_saved_models(cfg, classes, models, name, folders)

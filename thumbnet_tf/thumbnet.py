@@ -104,11 +104,10 @@ class Deployed:
     teacher: keras.Model
 
 
-def deployed(cfg: Config, shipped: keras.Model, teacher: keras.Model) -> Deployed:
+def deployed(shipped: keras.Model, teacher: keras.Model) -> Deployed:
     """Cuts what ships in two, and makes T compute in float32 whatever it was trained in.
 
     Args:
-        cfg: the run's configuration.
         shipped: see `build_shipped`.
         teacher: T.
     """
@@ -117,9 +116,11 @@ def deployed(cfg: Config, shipped: keras.Model, teacher: keras.Model) -> Deploye
     student = keras.Model(thumbnail, {"logits": shipped.output["logits"]}, name="student")
     if any(layer.compute_dtype != "float32" for layer in teacher.layers):
         trained = teacher
-        with precision("float32"):
-            teacher = build_teacher(cfg, trained.output["logits"].shape[-1])
-        copy_weights(trained, teacher)
+        teacher = keras.models.clone_model(
+            trained,
+            clone_function=lambda layer: layer.__class__.from_config({**layer.get_config(), "dtype": "float32"}),
+        )
+        teacher.set_weights(trained.get_weights())
     return Deployed(shipped, downscaler_part, student, teacher)
 
 

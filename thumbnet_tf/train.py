@@ -134,6 +134,7 @@ def build_trainer(
         mm_std_weight=cfg.mm_std_weight,
         label_smoothing=cfg.label_smoothing,
         clip_norm=cfg.clip_norm,
+        thumbnail_jpeg=cfg.thumbnail_jpeg,
     )
 
 

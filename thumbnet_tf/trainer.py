@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import keras
 import tensorflow as tf
 
-from thumbnet_tf import losses
+from thumbnet_tf import jpeg, losses
 
 
 class Trainer(keras.Model):
@@ -30,6 +30,7 @@ class Trainer(keras.Model):
         mm_std_weight: float = 1.0,
         label_smoothing: float = 0.0,
         clip_norm: float = 0.0,
+        thumbnail_jpeg: int = 0,
     ) -> None:
         """Takes the models and the loss.
 
@@ -45,6 +46,7 @@ class Trainer(keras.Model):
             mm_std_weight: lambda of MM.
             label_smoothing: of CL.
             clip_norm: largest norm of the global gradient; 0 for no clipping.
+            thumbnail_jpeg: JPEG quality that thumbnails pass through in training, not in evaluation; 0 for none.
 
         Raises:
             ValueError: when a term's model is missing.
@@ -65,6 +67,8 @@ class Trainer(keras.Model):
         self.term_weights = dict(loss_weights)
         self.temperature, self.fm_tap, self.mm_std_weight = temperature, fm_tap, mm_std_weight
         self.label_smoothing, self.clip_norm = label_smoothing, clip_norm
+        self.thumbnail_jpeg = thumbnail_jpeg
+        self.supports_jit = not thumbnail_jpeg  # XLA knows no JPEG
         names = ["loss", *loss_weights, "accuracy"] + (["agreement"] if teacher is not None else [])
         self.trackers = [keras.metrics.Mean(name=name) for name in names]
 
@@ -79,10 +83,12 @@ class Trainer(keras.Model):
         return bool({"kd", "fm"} & set(self.term_weights))
 
     def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        """Returns the student's outputs and the `thumbnail` that it saw."""
+        """Returns the student's outputs and the downscaler's `thumbnail`."""
         images = tf.cast(images, tf.float32)
-        thumbnail = images if self.downscaler is None else self.downscaler(images, training=training)
-        return {**self.student(thumbnail, training=training), "thumbnail": thumbnail}
+        seen = thumbnail = images if self.downscaler is None else self.downscaler(images, training=training)
+        if training and self.thumbnail_jpeg and self.downscaler is not None:
+            seen = jpeg.through_jpeg(thumbnail, self.thumbnail_jpeg)
+        return {**self.student(seen, training=training), "thumbnail": thumbnail}
 
     def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """Takes one step on one replica's part of the batch and returns the running means."""

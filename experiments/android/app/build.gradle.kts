@@ -1,0 +1,30 @@
+plugins {
+    id("com.android.application")
+    id("org.jetbrains.kotlin.android")
+}
+
+android {
+    namespace = "thumbnet.sample"
+    compileSdk = 36
+
+    defaultConfig {
+        applicationId = "thumbnet.sample"
+        minSdk = 28 // ImageDecoder
+        targetSdk = 36
+        versionCode = 1
+        versionName = "1.0"
+    }
+
+    androidResources {
+        noCompress += "tflite" // a compressed asset can't be mapped into memory
+    }
+}
+
+kotlin {
+    jvmToolchain(17)
+}
+
+dependencies {
+    implementation("androidx.activity:activity-ktx:1.10.1")
+    implementation("com.google.ai.edge.litert:litert:1.4.2")
+}
