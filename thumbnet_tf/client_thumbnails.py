@@ -7,7 +7,7 @@ import threading
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-from thumbnet_tf import preprocess
+from thumbnet_tf import jpeg, preprocess
 from thumbnet_tf.config import UserError
 
 
@@ -67,5 +67,4 @@ class TfliteDownscaler:
             thumbnail = self._run(image=pixels[None])["thumbnail"][0]
         if self._format == "png":
             return tf.io.encode_png(thumbnail).numpy()
-        # at full colour resolution: a learned thumbnail may tell its classes by the colours of single pixels
-        return tf.io.encode_jpeg(thumbnail, quality=self._quality, chroma_downsampling=False).numpy()
+        return jpeg.encode(thumbnail, self._quality).numpy()

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from thumbnet_tf import card, flags, intake, parity, publish, serving, thumbnet, variants, warmup
+from thumbnet_tf import card, flags, intake, parity, publish, qat, serving, thumbnet, variants, warmup
 from thumbnet_tf.config import Config, FlagError, UserError, check_options, option
 from thumbnet_tf.data import sources
 from thumbnet_tf.predict import choose_method
@@ -56,7 +56,11 @@ class Options:
     variants: tuple[str, ...] = option(
         variants.VARIANTS, f"TFLite variants, of {', '.join(variants.VARIANTS)}; empty for none"
     )
-    finetune_epochs: int = option(6, "epochs of fine-tuning for int8_qat, pruned and clustered", minimum=1)
+    finetune_epochs: int = option(
+        0,
+        "epochs of fine-tuning; 0 = " + ", ".join(f"{count} for {name}" for name, count in qat.EPOCHS.items()),
+        minimum=0,
+    )
     calibration_images: int = option(256, "training images that int8's ranges are taken from", minimum=1)
     fail_under: tuple[str, ...] = option(
         (),

@@ -129,11 +129,10 @@ def _set_activation_ranges(
             if f"{name}_min" in weights:
                 pairs[layer.name.removeprefix(PREFIX)] = weights[f"{name}_min"], weights[f"{name}_max"]
     probe = tf_keras.Model(plain.input, [plain.get_layer(name).output for name in pairs])
-    extremes = tf.function(lambda x: [[tf.reduce_min(y), tf.reduce_max(y)] for y in probe(x, training=False)])
-    seen = [
-        np.array(extremes(twin.normalised(calibration[start : start + batch_size])), np.float32)
-        for start in range(0, len(calibration), batch_size)
-    ]
+    seen = []
+    for start in range(0, len(calibration), batch_size):
+        outputs = probe(twin.normalised(calibration[start : start + batch_size]), training=False)
+        seen.append([(output.numpy().min(), output.numpy().max()) for output in outputs])
     for (low, high), (smallest, largest) in zip(pairs.values(), np.mean(seen, axis=0), strict=True):
         low.assign(min(smallest, 0.0))
         high.assign(max(largest, 0.0))

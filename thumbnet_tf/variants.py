@@ -53,7 +53,7 @@ def write(
         models: what to convert.
         train: training images, to calibrate and to fine-tune on.
         cache: keeps fine-tuned weights, so that an export that was killed needn't make them again.
-        epochs: of fine-tuning.
+        epochs: of fine-tuning; 0 for `qat.EPOCHS`.
         calibration_images: how many images int8's ranges are taken from.
 
     Raises:
@@ -92,7 +92,7 @@ def _files(
     for variant in [name for name in VARIANTS if name in chosen]:
         _log.info("converting to %s", variant)
         if variant in qat.VARIANTS:
-            batches = pipeline.train_batches(train, cfg, epochs=epochs)
+            batches = pipeline.train_batches(train, cfg, epochs=epochs or qat.EPOCHS[variant])
             tuned = qat.finetuned(variant, cfg, models.shipped, models.teacher, batches, calibration, cache)
             yield from ((artifact, variant, content) for artifact, content in tuned.items())
             continue
