@@ -80,7 +80,8 @@ def test_config_and_stages_know_no_tensorflow():
 def test_importing_the_package_leaves_keras_alone():
     code = (
         "import os, sys, thumbnet_tf.client, thumbnet_tf.export, thumbnet_tf.train, thumbnet_tf.wire; "
-        "print('tensorflow_model_optimization' in sys.modules, 'tf_keras' in sys.modules, os.environ.get('TF_USE_LEGACY_KERAS'))"
+        "print('tensorflow_model_optimization' in sys.modules, 'tf_keras' in sys.modules, "
+        "os.environ.get('TF_USE_LEGACY_KERAS'))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False False None"

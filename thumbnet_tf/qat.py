@@ -90,7 +90,10 @@ def finetuned(
     rate = LEARNING_RATE[variant] if learning_rate is None else learning_rate
     model = twin.build(shipped, rounded=variant != QUANTISED)
     if not any(layer.name == _BEFORE_ROUNDING for layer in model.layers):
-        raise UserError(f"{variant} is for the learned downscaler. Received: a model without {_BEFORE_ROUNDING!r}")
+        raise UserError(
+            f"{variant} is for the learned downscaler; leave it out of --variants. "
+            f"Received: a model without {_BEFORE_ROUNDING!r}"
+        )
     if variant == QUANTISED:
         model = fake_quant.quantise(model, calibration, cfg.batch_size)
 

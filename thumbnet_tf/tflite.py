@@ -37,6 +37,7 @@ INTERFACES = {
     "teacher": ("image", "probabilities"),
 }
 
+_FLOATS = (schema.TensorType.FLOAT16, schema.TensorType.FLOAT32, schema.TensorType.FLOAT64)
 _BYTE = {"min": -1.0, "max": 127 / 128, "num_bits": 8}  # a pixel's byte, normalised: steps of exactly 1/128
 
 
@@ -101,7 +102,8 @@ def check(content: bytes, name: str, input_shape: tuple, output_shape: tuple, *,
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
     graph = model.subgraphs[0]
     if any(code.customCode for code in model.operatorCodes):
-        raise RuntimeError(f"{name}: only builtin operators are allowed. Received: {_custom(model)}")
+        custom = [code.customCode.decode() for code in model.operatorCodes if code.customCode]
+        raise RuntimeError(f"{name}: only builtin operators are allowed. Received: {custom}")
     if integer:
         floats = [tensor.name.decode() for tensor in graph.tensors if tensor.type in _FLOATS]
         if floats or len(model.subgraphs) != 1:
@@ -123,13 +125,6 @@ def check(content: bytes, name: str, input_shape: tuple, output_shape: tuple, *,
         scale = (float(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0]))
         if scale not in allowed:
             raise RuntimeError(f"{name}: scale and zero point of {key} must be in {allowed}. Received: {scale}")
-
-
-_FLOATS = (schema.TensorType.FLOAT16, schema.TensorType.FLOAT32, schema.TensorType.FLOAT64)
-
-
-def _custom(model: Any) -> list[str]:
-    return [code.customCode.decode() for code in model.operatorCodes if code.customCode]
 
 
 def _calibration_images(model: keras.Model, calibration: Iterable[np.ndarray] | None) -> list[np.ndarray]:
@@ -171,11 +166,9 @@ def _rewritten(model: keras.Model, integer: bool) -> keras.Model:
 
     def call(layer: keras.layers.Layer, x: Any, *args, **kwargs) -> Any:
         if isinstance(layer, Bicubic):
-            return _bicubic(x, layer.ratio)
-        if isinstance(layer, ToThumbnail) and not integer:
-            return _rounded(x, layer.bits)
+            return _bicubic(x, layer.ratio, layer.name)
         if not integer:
-            return layer(x, *args, **kwargs)
+            return _rounded(x, layer.bits) if isinstance(layer, ToThumbnail) else layer(x, *args, **kwargs)
         if isinstance(layer, layers.Rescaling):
             return x
         if isinstance(layer, ToThumbnail):
@@ -187,11 +180,11 @@ def _rewritten(model: keras.Model, integer: bool) -> keras.Model:
             return ToByte(name=layer.name)(x)
         if isinstance(layer, layers.AveragePooling2D) and x.shape[-1] == 3:
             side = layer.pool_size[0]
-            return _on_blocks(x, np.tile(np.eye(3, dtype=np.float32) / side**2, (side, side, 1, 1)), side)
+            return _on_blocks(x, np.tile(np.eye(3, dtype=np.float32) / side**2, (side, side, 1, 1)), side, layer.name)
         if isinstance(layer, layers.Conv2D) and x.shape[-1] == 3 and x.shape[1] % layer.strides[0] == 0:
             kernel, *bias = layer.get_weights()
             if layer.strides[0] > 1 and not bias:
-                return _on_blocks(x, kernel, layer.strides[0])
+                return _on_blocks(x, kernel, layer.strides[0], layer.name)
         return layer(x, *args, **kwargs)
 
     return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
@@ -211,13 +204,14 @@ def _rounded(x: keras.KerasTensor, bits: int) -> keras.KerasTensor:
     return ops.floor(x / step + 0.5) * step if bits else x
 
 
-def _on_blocks(x: keras.KerasTensor, kernel: np.ndarray, stride: int) -> keras.KerasTensor:
+def _on_blocks(x: keras.KerasTensor, kernel: np.ndarray, stride: int, name: str) -> keras.KerasTensor:
     """Convolves with a stride and `same` padding, as a convolution without stride on blocks of stride x stride pixels.
 
     Args:
         x: `(B, h, w, c)`, h and w multiples of the stride.
         kernel: `(k, k, c, f)`, k at least the stride.
         stride: of the convolution.
+        name: of the layer; a name given by Keras would make each file another.
 
     Returns:
         `(B, h / stride, w / stride, f)`.
@@ -230,13 +224,13 @@ def _on_blocks(x: keras.KerasTensor, kernel: np.ndarray, stride: int) -> keras.K
     wide = np.zeros((blocks * stride, blocks * stride, channels, filters), np.float32)
     wide[start : start + side, start : start + side] = kernel
     wide = wide.reshape(blocks, stride, blocks, stride, channels, filters).transpose(0, 2, 1, 3, 4, 5)
-    conv = layers.Conv2D(filters, blocks, padding="same", use_bias=False)  # pads `above` blocks
+    conv = layers.Conv2D(filters, blocks, padding="same", use_bias=False, name=name)  # pads `above` blocks
     y = conv(ops.space_to_depth(x, stride))
     conv.set_weights([wide.reshape(blocks, blocks, -1, filters)])
     return y
 
 
-def _bicubic(x: keras.KerasTensor, ratio: int) -> keras.KerasTensor:
+def _bicubic(x: keras.KerasTensor, ratio: int, name: str) -> keras.KerasTensor:
     """Resizes as `Bicubic` does, as a strided convolution: TFLite has no antialiased resizing."""
     size = x.shape[1]
     middle = size // ratio // 2
@@ -247,7 +241,7 @@ def _bicubic(x: keras.KerasTensor, ratio: int) -> keras.KerasTensor:
     inside = np.array([taps[2 * ratio] / row[i * ratio + ratio // 2] for i, row in enumerate(rows)], np.float32)
     kernel = np.multiply.outer(np.outer(taps, taps), np.eye(3, dtype=np.float32))
     # where part of the window lies outside the image, the weights inside are scaled up to sum to 1
-    return ops.divide(_on_blocks(x, kernel, ratio), np.outer(inside, inside)[None, :, :, None])
+    return ops.divide(_on_blocks(x, kernel, ratio, name), np.outer(inside, inside)[None, :, :, None])
 
 
 @contextlib.contextmanager
