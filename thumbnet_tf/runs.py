@@ -8,6 +8,8 @@
     metrics.csv                  one row an epoch
     student.keras, downscaler.keras (teacher.keras in original/)
     done.json                    written last: this method is finished
+    wire.csv                     bytes and accuracy of thumbnails as files, by `wire.py`
+    export/                      weights fine-tuned for export, so that they needn't be made twice
 <run>/results.csv                one row a method and split
 """
 
