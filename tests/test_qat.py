@@ -68,7 +68,6 @@ class Trained:
 
     cfg: Config
     shipped: keras.Model
-    teacher: keras.Model
     batches: tf.data.Dataset
     calibration: np.ndarray
 
@@ -88,9 +87,9 @@ class Trained:
 def trained(tiny_run) -> Trained:
     cfg = tiny_run.config()
     split = sources.load(cfg, ("train",)).splits["train"]
-    shipped, teacher = tiny_run.load_model("thumbnet", "shipped"), tiny_run.load_model("original", "teacher")
+    shipped = tiny_run.load_model("thumbnet", "shipped")
     batch = next(iter(pipeline.eval_batches(split, cfg, batch_size=split.num_examples)))
-    return Trained(cfg, shipped, teacher, pipeline.train_batches(split, cfg, epochs=EPOCHS), batch["image"].numpy())
+    return Trained(cfg, shipped, pipeline.train_batches(split, cfg, epochs=EPOCHS), batch["image"].numpy())
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +267,7 @@ def test_mistakes(trained):
     with pytest.raises(UserError, match="0 images to calibrate on"):
         trained.finetuned("int8_qat", calibration=trained.calibration[:0])
     area = shipped_model(Config(image_size=32, ratio=2, width=0.0625), "area")
-    with pytest.raises(UserError, match="is for the learned downscaler"):
+    with pytest.raises(UserError, match="is for the learned downscaler; leave it out"):
         trained.finetuned("pruned", shipped=area)
 
 
@@ -301,7 +300,7 @@ def test_int8_is_a_quarter_of_float32_at_real_size(photos):
     images = photos(16, 128)
     batches = tf.data.Dataset.from_tensor_slices({"image": images, "label": np.arange(16) % 5}).batch(8)
     sizes = {
-        variant: len(qat.finetuned(variant, cfg, model, thumbnet.build_teacher(cfg, 5), batches, images)["thumbnet"])
+        variant: len(qat.finetuned(variant, cfg, model, batches, images)["thumbnet"])
         for variant in ("int8_qat", "pruned")
     }
     assert sizes["int8_qat"] <= 0.28 * sizes["pruned"]

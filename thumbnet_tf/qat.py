@@ -3,7 +3,10 @@
 The work is that of TensorFlow's model optimization toolkit (https://www.tensorflow.org/model_optimization), TFMOT, on
 the tf_keras twin of the model: training with fake quantisation (Jacob et al. 2018, https://arxiv.org/abs/1712.05877),
 magnitude pruning (Zhu & Gupta 2017, https://arxiv.org/abs/1710.01878) and weight clustering (Han et al. 2016,
-https://arxiv.org/abs/1510.00149), all under the run's own CL and KD with the teacher T.
+https://arxiv.org/abs/1510.00149).
+
+The float model itself, in Keras 3, is the teacher here: KD from its logits. What trained it, CL and KD from T, was tried
+and moves it further from what it knows of unseen images: it has nearly learned the training images by heart.
 
 tf_keras and TFMOT are imported inside functions only.
 """
@@ -32,9 +35,9 @@ if TYPE_CHECKING:
     import tf_keras
 
 QUANTISED, PRUNED, CLUSTERED = VARIANTS = ("int8_qat", "pruned", "clustered")
-EPOCHS = {QUANTISED: 1, PRUNED: 3, CLUSTERED: 2}
-LEARNING_RATE = {QUANTISED: 1e-5, PRUNED: 3e-4, CLUSTERED: 1e-4}  # at the start; a cosine decay to 0 follows
-SPARSITY = 0.6  # share of zeros in each kernel of S when pruned
+EPOCHS = {QUANTISED: 2, PRUNED: 10, CLUSTERED: 2}
+LEARNING_RATE = {QUANTISED: 1e-5, PRUNED: 1e-4, CLUSTERED: 1e-4}  # at the start; a cosine decay to 0 follows
+SPARSITY = 0.5  # share of zeros in each kernel of S when pruned
 CLUSTERS = 32  # different values in each kernel of S when clustered
 
 _BEFORE_ROUNDING, _THUMBNAIL = "downscaler_add", "thumbnail"  # the last two layers of E
@@ -49,7 +52,6 @@ def finetuned(
     variant: str,
     cfg: Config,
     shipped: keras.Model,
-    teacher: keras.Model,
     batches: tf.data.Dataset,
     calibration: np.ndarray,
     folder: pathlib.Path | None = None,
@@ -59,9 +61,8 @@ def finetuned(
 
     Args:
         variant: one of `VARIANTS`.
-        cfg: the run's configuration; gives the loss, the seed and the batch size of the calibration.
-        shipped: E + S, from `thumbnet.build_shipped`; it is left as it is.
-        teacher: T.
+        cfg: the run's configuration; gives KD's temperature, the seed and the batch size of the calibration.
+        shipped: E + S, from `thumbnet.build_shipped`; it teaches, and is left as it is.
         batches: what to train on, once from begin to end, as `data.pipeline.train_batches` gives it.
         calibration: uint8 (n, S, S, 3) training images in the evaluation crop, for the first ranges of int8_qat.
         folder: where the fine-tuned weights are kept, and taken from if they were made from the same models and
@@ -98,12 +99,12 @@ def finetuned(
         model = fake_quant.quantise(model, calibration, cfg.batch_size)
 
     path = None if folder is None else folder / f"{variant}.weights.h5"
-    key = _key(cfg, shipped, teacher, calibration, variant, steps, rate)
+    key = _key(cfg, shipped, calibration, variant, steps, rate)
     if path is not None and _load(model, path, key):
         _log.info("%s: taken from %s", variant, path)
     else:
         keras.utils.set_random_seed(cfg.seed)
-        fit = functools.partial(_fit, cfg=cfg, teacher=teacher, batches=batches, rate=rate, what=variant)
+        fit = functools.partial(_fit, cfg=cfg, teacher=shipped, batches=batches, rate=rate, what=variant)
         _TRAIN[variant](model, fit, steps)
         if path is not None:
             _save(model, path, key)
@@ -159,19 +160,17 @@ def _fit(
     rate: float,
     what: str,
 ) -> None:
-    """Trains a twin on all batches under CL and KD, with a rate that falls to 0."""
+    """Trains a twin on all batches under KD, with a rate that falls to 0."""
     import tf_keras
 
     steps = int(batches.cardinality())
 
     def with_targets(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         taught = teacher(tf.cast(batch["image"], tf.float32), training=False)["logits"]
-        labels = tf.cast(batch["label"], tf.float32)
-        return twin.normalised(batch["image"]), tf.concat([labels[:, None], taught], axis=1)
+        return twin.normalised(batch["image"]), taught
 
-    def loss(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        cl = losses.classification(tf.cast(targets[:, 0], tf.int64), logits, cfg.label_smoothing)
-        return cfg.w_cl * cl + cfg.w_kd * losses.distillation(targets[:, 1:], logits, cfg.temperature)
+    def loss(taught: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        return losses.distillation(taught, logits, cfg.temperature)
 
     schedule = tf_keras.optimizers.schedules.CosineDecay(rate, steps)
     model.compile(tf_keras.optimizers.Adam(schedule, global_clipnorm=cfg.clip_norm or None), loss)
@@ -185,12 +184,12 @@ def _fit(
         model.fit(batches.map(with_targets).prefetch(1), verbose=0, callbacks=[shown, *callbacks])
 
 
-def _key(cfg: Config, shipped: keras.Model, teacher: keras.Model, calibration: np.ndarray, *settings: Any) -> str:
+def _key(cfg: Config, shipped: keras.Model, calibration: np.ndarray, *settings: Any) -> str:
     """Returns a digest of all that the fine-tuned weights follow from, but for the pictures."""
     digest = hashlib.sha256(json.dumps([_VERSION, SPARSITY, CLUSTERS, settings]).encode())
     run = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg) if field.metadata["identity"]}
     digest.update(json.dumps(run).encode())
-    for array in (*shipped.get_weights(), *teacher.get_weights(), calibration):
+    for array in (*shipped.get_weights(), calibration):
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 

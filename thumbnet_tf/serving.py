@@ -67,11 +67,10 @@ def save(folder: pathlib.Path, model: keras.Model, endpoints: Mapping[str, Endpo
         model: whose weights are saved; the endpoints may use no others.
         endpoints: functions of one input and the input's signature, by name.
     """
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    for name, (function, spec) in endpoints.items():
-        archive.add_endpoint(name, function, input_signature=[spec])
-    archive.write_out(str(folder), verbose=False)
+    module = tf.Module()  # `keras.export.ExportArchive` would store each weight twice
+    module.weights = [weight.value for weight in model.weights]
+    signatures = {name: tf.function(function, [spec]) for name, (function, spec) in endpoints.items()}
+    tf.saved_model.save(module, str(folder), signatures)
 
 
 def _strings(name: str) -> tf.TensorSpec:

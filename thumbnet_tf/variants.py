@@ -93,7 +93,7 @@ def _files(
         _log.info("converting to %s", variant)
         if variant in qat.VARIANTS:
             batches = pipeline.train_batches(train, cfg, epochs=epochs or qat.EPOCHS[variant])
-            tuned = qat.finetuned(variant, cfg, models.shipped, models.teacher, batches, calibration, cache)
+            tuned = qat.finetuned(variant, cfg, models.shipped, batches, calibration, cache)
             yield from ((artifact, variant, content) for artifact, content in tuned.items())
             continue
         for artifact, (model, images) in parts.items():
