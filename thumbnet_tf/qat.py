@@ -5,8 +5,8 @@ the tf_keras twin of the model: training with fake quantisation (Jacob et al. 20
 magnitude pruning (Zhu & Gupta 2017, https://arxiv.org/abs/1710.01878) and weight clustering (Han et al. 2016,
 https://arxiv.org/abs/1510.00149).
 
-The float model itself, in Keras 3, is the teacher here: KD from its logits. What trained it, CL and KD from T, was tried
-and moves it further from what it knows of unseen images: it has nearly learned the training images by heart.
+The float model itself, in Keras 3, is the teacher here: KD from its logits. What trained it, CL and KD from T, was
+tried and moves it away from what it says of unseen images, for it has nearly learned the training images by heart.
 
 tf_keras and TFMOT are imported inside functions only.
 """
