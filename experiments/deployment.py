@@ -1,10 +1,11 @@
-"""Collects what was measured of exported models in `experiments/results/` and writes the tables of README.md.
+"""Collects what was measured of exported models in `experiments/results/` and writes its tables.
 
   python -m experiments.deployment parity flowers_quick saved_models/flowers_quick/1
   python -m experiments.deployment wire flowers_quick runs/flowers_quick/thumbnet runs/flowers_jpeg/thumbnet
   python -m experiments.deployment parity flowers_quick        # the table anew from the CSV
 
-The first takes an export's parity.csv, the second the wire.csv of methods of runs.
+The first takes an export's parity.csv, for README.md; the second the wire.csv of methods of runs, for
+experiments/README.md.
 """
 
 import pathlib
@@ -24,9 +25,9 @@ def collect_parity(name: str, exports: list[str]) -> None:
 
 
 def parity_markdown(rows: list[dict[str, str]]) -> str:
-    """Returns the parity table."""
-    titles, lines = card.parity_cells(rows)
-    return _markdown(titles, lines, left=2)
+    """Returns the parity table of E + S, and T beside it."""
+    titles, lines = card.parity_cells([row for row in rows if row["artifact"] in ("thumbnet", "teacher")])
+    return _markdown(titles, lines)
 
 
 def collect_wire(name: str, methods: list[str]) -> None:
@@ -40,10 +41,10 @@ def collect_wire(name: str, methods: list[str]) -> None:
 
 def wire_markdown(rows: list[dict[str, str]]) -> str:
     """Returns the test rows: bytes and accuracy of what is sent."""
-    titles = ("trained", "sent", "bytes", "full JPEG / it", "photo / it", "top-1, %", "lost, points")
+    titles = ("trained", "sent as", "bytes", "full JPEG / it", "photo / it", "top-1, %", "lost, points")
     lines = [
         (
-            f"through JPEG {row['trained_through']}" if int(row["trained_through"]) else "as usual",
+            f"`{row['method']}`" + (f" through JPEG {trained}" if (trained := row["trained_through"]) != "0" else ""),
             f"{row['encoding']} {row['quality']}".strip(),
             f"{float(row['bytes_mean']):.0f}",
             f"{float(row['ratio_to_full_jpeg']):.1f}",
@@ -54,7 +55,7 @@ def wire_markdown(rows: list[dict[str, str]]) -> str:
         for row in rows
         if row["split"] == "test"
     ]
-    return _markdown(titles, lines, left=2)
+    return _markdown(titles, lines)
 
 
 def _read(path: pathlib.Path) -> list[dict[str, str]]:
@@ -64,12 +65,15 @@ def _read(path: pathlib.Path) -> list[dict[str, str]]:
     return rows
 
 
-def _markdown(titles: tuple[str, ...], lines: list[tuple[str, ...]], left: int) -> str:
-    rule = ["---" if index < left else "---:" for index in range(len(titles))]
+def _markdown(titles: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    rule = ["---" if index < 2 else "---:" for index in range(len(titles))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, rule, *lines))
 
 
-KINDS = {"parity": (collect_parity, parity_markdown), "wire": (collect_wire, wire_markdown)}
+KINDS = {
+    "parity": (collect_parity, parity_markdown, ROOT / "README.md"),
+    "wire": (collect_wire, wire_markdown, ROOT / "experiments" / "README.md"),
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -78,7 +82,7 @@ def main(arguments: list[str]) -> int:
     if kind not in KINDS:
         print(__doc__)
         return 2
-    return write(rest, __doc__, *KINDS[kind], ROOT / "README.md", f"_{kind}")
+    return write(rest, __doc__, *KINDS[kind], f"_{kind}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
   python -m experiments.tflite_latency
 
-All models take turns in one process, so what counts is the ratio; writes experiments/results/tflite_latency.csv.
+All models take turns in one process, so what counts is the ratio. Writes experiments/results/tflite_latency.csv and its
+table in experiments/README.md.
 """
 
 import pathlib
@@ -12,7 +13,7 @@ import tempfile
 import keras
 import numpy as np
 
-from experiments.summary import RESULTS
+from experiments.summary import RESULTS, ROOT, replace_table
 from thumbnet_tf import parity, tflite, thumbnet, warmup
 from thumbnet_tf.config import Config
 from thumbnet_tf.runs import write_rows
@@ -56,9 +57,16 @@ def main() -> int:
             for subject, values in zip(subjects, times, strict=True)
         ]
     write_rows(RESULTS / "tflite_latency.csv", COLUMNS, rows)
-    for row in ({column: column for column in COLUMNS}, *rows):
-        print("  ".join(str(row[column]).ljust(14) for column in COLUMNS))
+    table = markdown(rows)
+    replace_table(ROOT / "experiments" / "README.md", "tflite_latency", table)
+    print(table)
     return 0
+
+
+def markdown(rows: list[dict]) -> str:
+    """Returns the rows as a table."""
+    lines = (COLUMNS, ["---"] * 2 + ["---:"] * (len(COLUMNS) - 2), *([str(row[c]) for c in COLUMNS] for row in rows))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

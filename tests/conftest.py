@@ -19,12 +19,10 @@ tf.config.set_logical_device_configuration(
 )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_itemcollected(item):
     """Keeps the tests of an export on one worker, so that it is made once."""
-    for item in items:
-        if "exported" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("exported"))
+    if "exported" in item.fixturenames:
+        item.add_marker(pytest.mark.xdist_group("exported"))
 
 
 @pytest.fixture(autouse=True)

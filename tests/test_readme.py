@@ -7,7 +7,7 @@ import shlex
 import pytest
 from absl import flags as absl_flags
 
-from experiments import choices, summary
+from experiments import choices, deployment, summary, tflite_latency
 from thumbnet_tf import client, evaluate, export, flags, plots, predict, wire
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.runs import read_rows
@@ -58,6 +58,31 @@ def test_table_of_choices_is_that_of_its_result_file():
     rows = read_rows(summary.RESULTS / "hard_choices.csv")
     assert len(rows) > 5
     assert summary.block("hard_choices").search(text)[2] == choices.markdown(rows) + "\n"
+
+
+def test_tables_of_deployment_are_those_of_their_result_files():
+    page = (ROOT / "experiments" / "README.md").read_text()
+    rows = read_rows(summary.RESULTS / "flowers_quick_parity.csv")
+    assert summary.block("flowers_quick_parity").search(README)[2] == deployment.parity_markdown(rows) + "\n"
+    rows = read_rows(summary.RESULTS / "flowers_quick_wire.csv")
+    assert summary.block("flowers_quick_wire").search(page)[2] == deployment.wire_markdown(rows) + "\n"
+    rows = read_rows(summary.RESULTS / "tflite_latency.csv")
+    assert summary.block("tflite_latency").search(page)[2] == tflite_latency.markdown(rows) + "\n"
+
+
+def test_what_the_readme_says_of_the_wire_is_in_its_table():
+    rows = {
+        (row["encoding"], row["quality"]): row
+        for row in read_rows(summary.RESULTS / "flowers_quick_wire.csv")
+        if (row["method"], row["trained_through"], row["split"]) == ("thumbnet", "0", "test")
+    }
+    sent, full, lossless = rows["jpeg", "85"], rows["full_jpeg", "85"], rows["png", ""]
+    words = " ".join(README.split())
+    bytes_sent, fewer = float(sent["bytes_mean"]), float(sent["ratio_to_full_jpeg"])
+    assert f"takes {bytes_sent:.0f} bytes, {fewer:.1f} times fewer than the 128 px crop" in words
+    assert f"{float(sent['ratio_to_original_jpeg']):.1f} times fewer than the photograph" in words
+    shares = [f"{100 * float(row['top1']):.1f} %" for row in (sent, full, lossless)]
+    assert f"answers {shares[0]} right, E + S on the full JPEG {shares[1]}, and {shares[2]} where" in words
 
 
 def test_choices_name_the_difference():

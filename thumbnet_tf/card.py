@@ -35,8 +35,9 @@ Images are RGB; files may be JPEG, PNG, BMP, GIF (first frame) or WebP.
 {calls}
 
 `labels.txt` holds the classes in the order of `probabilities`. TFLite files take raw bytes, 0 to 255, without any
-normalisation: of the {size} x {size} crop, or, `classifier_*`, of the {small} x {small} thumbnail. The crop is the
-central square, {crop:g} of the short side, resized (bilinear, antialiased).
+normalisation: of the {size} x {size} crop, or, `classifier_*`, of the {small} x {small} thumbnail. `downscaler_*` gives
+the thumbnail's bytes as they are, whatever scale its tensor states. The crop is the central square, {crop:g} of the
+short side, resized (bilinear, antialiased).
 
 ## Intended use and limits
 
