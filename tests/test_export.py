@@ -15,7 +15,7 @@ from PIL import Image
 from run_helpers import CLASSES, IMAGE_SIZE
 
 from thumbnet_tf import card, export, parity, publish, serving, tflite, thumbnet, variants, warmup
-from thumbnet_tf.config import FlagError, UserError
+from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.runs import RunDir, read_rows
 
 FILES = {
@@ -182,6 +182,10 @@ def test_mistakes_about_the_run(tiny_run, tmp_path):
         export.export(options(tiny_run, tmp_path, method="original"))
     with pytest.raises(UserError, match="--method must be one finished in this run"):
         export.export(options(tiny_run, tmp_path, method="no_kd"))
+    with pytest.raises(UserError, match="pruned need the learned downscaler; give --variants=int8. Received: bicubic"):
+        export.export(options(tiny_run, tmp_path, method="bicubic", variants=("int8", "pruned")))
+    with pytest.raises(UserError, match="int8 need thumbnails of 8 bits; give --variants=float32"):
+        variants.check(("float32", "int8"), Config(thumbnail_bits=4), "learned")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
         export.export(options(tiny_run, tmp_path / "file"))

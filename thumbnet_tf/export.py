@@ -115,6 +115,7 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
     if METHODS[method].downscaler == "none":
         raise UserError(f"--method must be one that reads thumbnails (T: --also=teacher). Received: {method}")
     cfg = dataclasses.replace(run.config(), data_dir=options.data_dir or run.config().data_dir).resolved()
+    variants.check(options.variants, cfg, METHODS[method].downscaler)
     classes = run.data_facts()["classes"]
     name = options.name or method
     names = [*(f"{name}_{other}" for other in options.also), name]

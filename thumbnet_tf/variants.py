@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from thumbnet_tf import qat, tflite, tflite_metadata
-from thumbnet_tf.config import Config
+from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline
 from thumbnet_tf.data.sources import Split
 from thumbnet_tf.runs import saving, write_atomically
@@ -29,6 +29,30 @@ _log = logging.getLogger(__name__)
 def file_name(artifact: str, variant: str) -> str:
     """Returns the name of a TFLite file."""
     return f"{artifact}_{variant}.tflite"
+
+
+def check(chosen: Sequence[str], cfg: Config, kind: str) -> None:
+    """Checks, before anything is made, that variants can be made of a method.
+
+    Args:
+        chosen: some of `VARIANTS`.
+        cfg: the run's configuration.
+        kind: the method's downscaler.
+
+    Raises:
+        UserError: when one can't.
+    """
+    tuned = [name for name in chosen if name in qat.VARIANTS]
+    if tuned and kind != "learned":
+        rest = ",".join(name for name in chosen if name not in tuned)
+        raise UserError(f"{', '.join(tuned)} need the learned downscaler; give --variants={rest}. Received: {kind}")
+    integer = [name for name in ("int8", "int8_qat") if name in chosen]
+    if integer and cfg.thumbnail_bits != 8:
+        rest = ",".join(name for name in chosen if name not in integer)
+        raise UserError(
+            f"{', '.join(integer)} need thumbnails of 8 bits; give --variants={rest}. "
+            f"Received: a run of --thumbnail_bits={cfg.thumbnail_bits}"
+        )
 
 
 def write(
