@@ -1,7 +1,7 @@
 """Collects what was measured of exported models in `experiments/results/` and writes its tables.
 
-  python -m experiments.deployment parity flowers_quick saved_models/flowers_quick/1
-  python -m experiments.deployment wire flowers_quick runs/flowers_quick/thumbnet runs/flowers_jpeg/thumbnet
+  python -m experiments.deployment parity flowers_quick saved_models/thumbnet/1
+  python -m experiments.deployment wire flowers_quick runs/flowers_quick/thumbnet runs/flowers_jpeg70/thumbnet
   python -m experiments.deployment parity flowers_quick        # the table anew from the CSV
 
 The first takes an export's parity.csv, for README.md; the second the wire.csv of methods of runs, for
@@ -15,6 +15,8 @@ from experiments.summary import RESULTS, ROOT, write
 from thumbnet_tf import card, parity, wire
 from thumbnet_tf.config import UserError
 from thumbnet_tf.runs import RunDir, read_rows, write_rows
+
+UPLINK_MBPS = 10  # for which the time to send is given
 
 
 def collect_parity(name: str, exports: list[str]) -> None:
@@ -42,6 +44,7 @@ def collect_wire(name: str, methods: list[str]) -> None:
 def wire_markdown(rows: list[dict[str, str]]) -> str:
     """Returns the test rows: bytes and accuracy of what is sent."""
     titles = ("trained", "sent as", "bytes", "full JPEG / it", "photo / it", "top-1, %", "lost, points")
+    titles += ("encode, ms", "send, ms", "decode, ms")
     lines = [
         (
             f"`{row['method']}`" + (f" through JPEG {trained}" if (trained := row["trained_through"]) != "0" else ""),
@@ -51,6 +54,9 @@ def wire_markdown(rows: list[dict[str, str]]) -> str:
             f"{float(row['ratio_to_original_jpeg']):.1f}",
             f"{100 * float(row['top1']):.1f}",
             f"{float(row['top1_lost_points']):.1f}",
+            f"{float(row['encode_ms']):.2f}",
+            f"{8 * float(row['bytes_mean']) / (1000 * UPLINK_MBPS):.2f}",
+            f"{float(row['decode_ms']):.2f}",
         )
         for row in rows
         if row["split"] == "test"

@@ -85,7 +85,10 @@ def test_teacher_and_classifier_lie_beside_under_the_same_version(exported):
     for other in ("teacher", "classifier"):
         folder = exported.parent.parent / f"thumbnet_{other}" / "1"
         assert warmup.replay(folder) == len(warmup.BATCH_SIZES) * (2 if other == "teacher" else 1)
-        assert publish.read_manifest(folder)["name"] == f"thumbnet_{other}"
+        manifest = publish.read_manifest(folder)
+        assert manifest["name"] == f"thumbnet_{other}"
+        assert set(manifest["signatures"]) == {"serving_default"} | ({"pixels"} if other == "teacher" else set())
+        assert manifest["weights_sha256"] != publish.read_manifest(exported)["weights_sha256"]
 
 
 def test_a_version_of_other_labels_is_refused(tiny_run, tmp_path):
@@ -118,7 +121,8 @@ def quick(monkeypatch):
         for name in chosen:
             (folder / variants.file_name("thumbnet", name)).write_bytes(b"model")
 
-    monkeypatch.setattr(export, "_write_saved_models", lambda *_: {})
+    facts = {"name": "thumbnet", "signatures": {}, "weights_sha256": "0"}
+    monkeypatch.setattr(export, "_write_saved_models", lambda *_: {"thumbnet": facts})
     monkeypatch.setattr(parity, "compare", compare)
     monkeypatch.setattr(variants, "write", write)
 
@@ -147,12 +151,13 @@ def test_thresholds_can_be_set(quick, tiny_run, tmp_path):
     assert [line.split(" of ")[0] for line in refused] == ["thumbnet dynamic lost 0.40 points"]
 
 
-def test_nothing_is_published_when_the_saved_model_differs(quick, tiny_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", [{"agreement": "0.99"}, {"max_score_diff": "0.0001"}], ids=str)
+def test_nothing_is_published_when_the_saved_model_differs(change, quick, tiny_run, tmp_path, monkeypatch):
     inner = parity.compare
     monkeypatch.setattr(
-        parity, "compare", lambda *a: [{**r, "top1": "0.899"} if "saved" in r["variant"] else r for r in inner(*a)]
+        parity, "compare", lambda *a: [{**r, **change} if "saved" in r["variant"] else r for r in inner(*a)]
     )
-    with pytest.raises(UserError, match="nothing is published: thumbnet saved_model lost 0.10 points"):
+    with pytest.raises(UserError, match="nothing is published, for thumbnet saved_model doesn't equal Keras"):
         export.export(options(tiny_run, tmp_path))
     assert publish.versions(tmp_path / "thumbnet") == []
 

@@ -261,6 +261,33 @@ def test_refuses_empty_requests(ask):
     assert "pixels must hold images" in error(ask, "pixels", np.zeros((2, 0, 32, 3), np.uint8))
 
 
+def gif(screen: int, frames: list[tuple[int, bytes]]) -> bytes:
+    """Returns a GIF of frames of a side and compressed data, with a palette of two colours and a comment."""
+    head = b"GIF89a" + struct.pack("<HHBBB", screen, screen, 0x80, 0, 0) + bytes(6) + b"\x21\xfe\x03abc\x00"
+    blocks = [b"\x2c" + struct.pack("<HHHHB", 0, 0, side, side, 0) + data for side, data in frames]
+    return head + b"".join(blocks) + b"\x3b"
+
+
+def test_a_gif_counts_all_its_frames(ask):
+    out = io.BytesIO()
+    Image.new("P", (50, 50)).save(out, "GIF", save_all=True, append_images=[Image.new("P", (50, 50), 3)] * 4)
+    assert ask("serving_default", [out.getvalue()])["scores"].shape == (1, 3)
+    data = b"\x02\x02\x4c\x01\x00"
+    for frames in ([(9000, data)], [(3000, data)] * 6, [(8, b"\x02" + b"\x01a" * 30000 + b"\x00")]):
+        message = error(ask, "serving_default", [out.getvalue(), gif(8, frames)])
+        assert "at most 50 million pixels" in message
+        assert "positions] [1]" in message
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP"])
+def test_refuses_what_is_damaged_in_its_middle_and_goes_on(kind, photos, ask):
+    good = saved(photos(1, 60)[0], kind)
+    middle = len(good) // 2
+    damaged = good[:middle] + bytes(255 - value for value in good[middle : middle + 30]) + good[middle + 30 :]
+    assert error(ask, "serving_default", [good, damaged])  # its beginning and end are good: no position
+    assert ask("serving_default", [good])["scores"].shape == (1, 3)
+
+
 # --- warm-up
 
 

@@ -122,7 +122,9 @@ class Client:
         }
         try:
             answers |= self._ask(good)
-        except RefusedError:
+        except RefusedError as refusal:
+            if len(good) == 1:
+                return [answers.get(file) or Answer(file, error=str(refusal)) for file in files]
             for item in good:
                 try:
                     answers |= self._ask([item])
@@ -256,8 +258,8 @@ def main(options: Options) -> None:
     finally:
         found.close()
         transport.close()
-    if options.output:
-        _write(pathlib.Path(options.output), answers)
+        if options.output and answers:  # also those before an error
+            _write(pathlib.Path(options.output), answers)
     failed = sum(bool(answer.error) for answer in answers)
     _log.info(client.summary(len(answers), failed))
     if failed == len(answers):

@@ -113,7 +113,10 @@ def deployed(shipped: keras.Model, teacher: keras.Model) -> Deployed:
     """
     thumbnail = shipped.output["thumbnail"]
     downscaler_part = keras.Model(shipped.input, thumbnail, name="downscaler")
-    student = keras.Model(thumbnail, {"logits": shipped.output["logits"]}, name="student")
+    # thumbnails of 8 bits are read as they are; of fewer, a file holds the nearest bytes, and S the levels it knows
+    rounding = shipped.get_layer("thumbnail")
+    read = thumbnail if rounding.bits in (0, 8) else rounding.input
+    student = keras.Model(read, {"logits": shipped.output["logits"]}, name="student")
     if any(layer.compute_dtype != "float32" for layer in teacher.layers):
         trained = teacher
         teacher = keras.models.clone_model(
