@@ -128,6 +128,7 @@ def sliver(monkeypatch, tmp_path_factory):
     return data_dir
 
 
+@pytest.mark.slow
 def test_smoke_flags_run_every_step(sliver, tmp_path):
     result = command(
         "--flagfile=experiments/smoke.flags", f"--data_dir={sliver}", f"--run_dir={tmp_path}/run", "--batch_size=30"

@@ -74,7 +74,10 @@ def test_results_equal_a_plain_count(config, folder):
     assert float(row["top1"]) == pytest.approx(right / total, abs=1e-6)
 
 
-@pytest.mark.parametrize("values", [{}, {"optimizer": "sgd", "ema_momentum": 0.9, "augment": "crop"}])
+@pytest.mark.parametrize(
+    "values",
+    [{}, pytest.param({"optimizer": "sgd", "ema_momentum": 0.9, "augment": "crop"}, marks=pytest.mark.slow)],
+)
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(config, monkeypatch, values):
     whole = state_of(train(config("whole", **values)))
     taken = []
