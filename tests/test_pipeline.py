@@ -46,6 +46,7 @@ def test_train_batches_are_what_they_say(splits, kind):
         "image": tf.TensorSpec((4, 32, 32, 3), tf.uint8),
         "label": tf.TensorSpec((4,), tf.int64),
         "id": tf.TensorSpec((4,), tf.int64),
+        "view": tf.TensorSpec((4,), tf.int64),
         "mask": tf.TensorSpec((4,), tf.float32),
     }
     n, steps = split.num_examples, split.num_examples // 4
@@ -181,3 +182,43 @@ def test_stream_buffer_smaller_than_the_split(splits, monkeypatch):
     tail = collect(train_batches(split, cfg, start_step=5))
     np.testing.assert_array_equal(tail["image"], whole["image"][5:])
     assert len(set(whole["id"][:3].ravel())) == 12
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_machines_and_replicas_share_each_batch(splits, kind):
+    split, cfg = splits[kind]  # batches of 4, for 2 machines of 2 replicas each
+    for make, options in ((train_batches, {"start_step": 2}), (train_batches, {"views": 2}), (eval_batches, {})):
+        whole = collect(make(split, cfg, **options))
+        parts = []
+        for machine in range(2):
+            context = tf.distribute.InputContext(2, machine, 4)
+            dataset = make(split, cfg, context=context, **options)
+            assert dataset.element_spec["image"].shape == (1, 32, 32, 3)
+            got = collect(dataset)
+            assert int(dataset.cardinality()) == len(got["id"]) == 2 * len(whole["id"])
+            parts.append({key: value.reshape(-1, 2, *value.shape[2:]) for key, value in got.items()})
+        for key, value in whole.items():
+            both = np.concatenate([part[key] for part in parts], axis=1)
+            np.testing.assert_array_equal(both, value, err_msg=key)
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_views_repeat_and_do_not_depend_on_the_seed(splits, kind):
+    split, cfg = splits[kind]
+    shown = {}
+    for seed in (0, 7):
+        got = collect(train_batches(split, replace(cfg, seed=seed), epochs=4, views=2))
+        flat = {key: value.reshape(-1, *value.shape[2:]) for key, value in got.items()}
+        epoch = np.arange(len(flat["id"])) // (split.num_examples // 4 * 4)
+        np.testing.assert_array_equal(flat["view"], epoch % 2)
+        for index, view, image in zip(flat["id"], flat["view"], flat["image"], strict=True):
+            np.testing.assert_array_equal(shown.setdefault((index, view), image), image)
+    assert any(np.any(shown[i, 0] != shown[i, 1]) for i in range(4) if (i, 0) in shown and (i, 1) in shown)
+    for view in (0, 1):
+        images = np.concatenate(list(pipeline.view_batches(split, cfg, view, 3, 4).as_numpy_iterator()))
+        assert len(images) == split.num_examples - 3
+        for index, image in enumerate(images, 3):
+            np.testing.assert_array_equal(image, shown.get((index, view), image))
+    crops = np.concatenate(list(pipeline.view_batches(split, cfg, None, 0, 5).as_numpy_iterator()))
+    evaluated = collect(eval_batches(split, cfg))["image"].reshape(-1, 32, 32, 3)
+    np.testing.assert_array_equal(crops, evaluated[: len(crops)])

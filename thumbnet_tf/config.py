@@ -171,6 +171,29 @@ class Config:
     mm_std_weight: float = option(1.0, "lambda, the weight of the standard deviations in MM", minimum=0.0)
     label_smoothing: float = option(0.0, "label smoothing in CL", minimum=0.0, maximum=0.9)
 
+    # --- cache of T's outputs
+    teacher_cache: str = option(
+        "off",
+        "what of T is computed once and read from disk while training: nothing, its logits, or all that the losses use",
+        choices=("off", "logits", "all"),
+    )
+    cached_views: int = option(
+        8, "views (augmentations) of an image that the cache holds and the epochs go through in turn", minimum=1
+    )
+    view_seed: int = option(
+        0,
+        "seed of the cached views; runs of any method and seed that share it, T and the data share the cache",
+        minimum=0,
+        maximum=2**31 - 1,
+    )
+    cache_dir: str = option("", "folder of caches; default teacher_cache beside the run directory", identity=False)
+    cache_limit_gb: float = option(
+        10.0,
+        "largest size of a cache, GiB; what would be larger is refused before it is begun",
+        minimum=0.0,
+        identity=False,
+    )
+
     # --- optimisation
     batch_size: int = option(32, "images a step, over all replicas", minimum=1)
     teacher_epochs: int = option(10, "epochs that T is trained for", minimum=1)
@@ -195,8 +218,8 @@ class Config:
     # --- machine
     strategy: str = option(
         "auto",
-        "auto = mirrored over several local accelerators, none on one device",
-        choices=("auto", "none", "mirrored"),
+        "auto = mirrored over several local accelerators, none on one device; multi_worker = the machines in TF_CONFIG",
+        choices=("auto", "none", "mirrored", "multi_worker"),
     )
     cpu_devices: int = option(
         1, "logical CPU devices; more than 1 tries MirroredStrategy without a GPU", minimum=1, maximum=64

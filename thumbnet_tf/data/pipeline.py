@@ -1,7 +1,8 @@
 """From a `Split` to batches: `train_batches` and `eval_batches`.
 
 Both give dicts of `image` uint8 (B, S, S, 3) in [0, 255], `label` int64 (B,), `id` int64 (B,), the example's index in
-its split, and `mask` float32 (B,), 1 for an example and 0 for padding.
+its split, `view` int64 (B,), the number of the augmentation it is shown in, and `mask` float32 (B,), 1 for an example
+and 0 for padding. B is `cfg.batch_size` where one replica trains; of several, each gets its equal part of every batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from thumbnet_tf.data.sources import Split
 STREAM_SHUFFLE = 4096  # encoded records shuffled together in a split that is neither in memory nor in files
 
 _ORDER = -1  # stands where an epoch stands in the seed of a view, so that no view shares the seed of an order
+_ALONE = tf.distribute.InputContext()
 
 
 def steps_per_epoch(split: Split, cfg: Config) -> int:
@@ -32,11 +34,20 @@ def steps_per_epoch(split: Split, cfg: Config) -> int:
     return split.num_examples // cfg.batch_size
 
 
-def train_batches(split: Split, cfg: Config, start_step: int = 0, epochs: int | None = None) -> tf.data.Dataset:
+def train_batches(
+    split: Split,
+    cfg: Config,
+    start_step: int = 0,
+    epochs: int | None = None,
+    *,
+    views: int = 0,
+    context: tf.distribute.InputContext = _ALONE,
+) -> tf.data.Dataset:
     """Returns shuffled, augmented training batches, from any step on.
 
-    The order is a function of (cfg.seed, epoch) and an example's augmentation one of (cfg.seed, id, epoch). So what
-    starts at step k equals, bit for bit, what an uninterrupted run sees from step k on, whatever the threads do.
+    The order is a function of (cfg.seed, epoch) and an example's augmentation one of (cfg.seed, id, epoch), or of
+    (cfg.view_seed, id, epoch mod views) where the views repeat. So what starts at step k equals, bit for bit, what an
+    uninterrupted run sees from step k on, whatever the threads do, and however many machines share the batches.
     A streamed split is only shuffled 4,096 records at a time, and starting late reads the epoch's earlier records
     without decoding them.
 
@@ -45,9 +56,13 @@ def train_batches(split: Split, cfg: Config, start_step: int = 0, epochs: int | 
         cfg: gives batch size, seed, image size and augmentation.
         start_step: number of steps already done, over all epochs.
         epochs: epochs from step 0 to the end; None = cfg.epochs.
+        views: number of different augmentations of an image, which the epochs go through again and again; 0 = a new
+            one each epoch.
+        context: which part of each batch is this machine's, and how many replicas share a batch.
 
     Returns:
-        A dataset of epochs * steps_per_epoch - start_step batches.
+        A dataset of epochs * steps_per_epoch - start_step batches, or for several replicas on this machine of as many
+        parts of each batch, one after the other.
 
     Raises:
         UserError: when the split doesn't fill one batch.
@@ -58,6 +73,7 @@ def train_batches(split: Split, cfg: Config, start_step: int = 0, epochs: int | 
     start = min(start_step * cfg.batch_size, total)
     first = start // epoch_examples
     labels = tf.constant(split.labels, tf.int64)
+    low, high = _share(cfg.batch_size, context)
 
     def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         """Returns (epoch, index) of each example to come, and its encoded data in a stream."""
@@ -65,7 +81,7 @@ def train_batches(split: Split, cfg: Config, start_step: int = 0, epochs: int | 
         seen = tf.where(epoch == first, tf.constant(start % epoch_examples, tf.int64), 0)
         if split.store.random_access:
             order = tf.random.experimental.stateless_shuffle(tf.range(split.num_examples, dtype=tf.int64), seed)
-            order = order[seen:epoch_examples]
+            order = tf.reshape(tf.reshape(order[seen:epoch_examples], (-1, cfg.batch_size))[:, low:high], (-1,))
             return tf.data.Dataset.from_tensor_slices((tf.fill(tf.shape(order), epoch), order))
 
         def shuffled(index: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -74,25 +90,55 @@ def train_batches(split: Split, cfg: Config, start_step: int = 0, epochs: int | 
 
         # tf.data's own shuffle takes no seed of an epoch once a global seed is set, and would depend on it
         records = split.store.encoded().batch(STREAM_SHUFFLE).map(shuffled).unbatch()
-        return records.take(epoch_examples).skip(seen).map(lambda index, data: (epoch, index, data))
+        records = _rows(records.take(epoch_examples).skip(seen), low, high, cfg.batch_size)
+        return records.map(lambda index, data: (epoch, index, data))
 
     def example(epoch: tf.Tensor, index: tf.Tensor, *data: tf.Tensor) -> dict[str, tf.Tensor]:
-        image = preprocess.training_image(
-            preprocess.decode_image(*data) if data else split.store.get(index),
-            preprocess.view_seed(cfg.seed, index, epoch),
-            augment=cfg.augment,
-            size=cfg.image_size,
-            crop_fraction=cfg.crop_fraction,
-            min_area=cfg.random_crop_min_area,
-        )
-        return _example(image, labels[index], index)
+        view = epoch % views if views else epoch
+        image = _view(split, cfg, cfg.view_seed if views else cfg.seed, view, index, *data)
+        return _example(image, labels[index], index, view)
 
     dataset = tf.data.Dataset.range(first, total // epoch_examples).flat_map(of_epoch)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(total - start))
-    return _batched(dataset.map(example, tf.data.AUTOTUNE, deterministic=True), cfg.batch_size)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality((total - start) // context.num_input_pipelines))
+    return _batched(
+        dataset.map(example, tf.data.AUTOTUNE, deterministic=True), cfg.batch_size // context.num_replicas_in_sync
+    )
 
 
-def eval_batches(split: Split, cfg: Config, batch_size: int | None = None) -> tf.data.Dataset:
+def view_batches(split: Split, cfg: Config, view: int | None, start: int, batch_size: int) -> tf.data.Dataset:
+    """Returns one view of the examples in order, as `train_batches` shows it where views repeat.
+
+    Args:
+        split: where the images come from.
+        cfg: gives the views' seed, image size and augmentation.
+        view: number of the view; None = what evaluation shows.
+        start: index of the first example.
+        batch_size: images in a batch; the last may hold fewer.
+
+    Returns:
+        A dataset of uint8 (batch_size, S, S, 3) in [0, 255].
+    """
+    cfg = cfg.resolved()
+
+    def image(index: tf.Tensor, *data: tf.Tensor) -> tf.Tensor:
+        if view is None:
+            return _crop(split, cfg, index, *data)
+        return _view(split, cfg, cfg.view_seed, tf.constant(view, tf.int64), index, *data)
+
+    if split.store.random_access:
+        dataset = tf.data.Dataset.range(start, split.num_examples)
+    else:
+        dataset = split.store.encoded().skip(start)
+    return dataset.map(image, tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def eval_batches(
+    split: Split,
+    cfg: Config,
+    batch_size: int | None = None,
+    *,
+    context: tf.distribute.InputContext = _ALONE,
+) -> tf.data.Dataset:
     """Returns every example exactly once, in order, without augmentation.
 
     The last batch is filled up with rows of mask 0, image 0, label 0 and id -1, so that all batches have one static
@@ -102,6 +148,7 @@ def eval_batches(split: Split, cfg: Config, batch_size: int | None = None) -> tf
         split: where the images come from.
         cfg: gives image size and crop.
         batch_size: images in a batch; None = cfg.batch_size.
+        context: as in `train_batches`.
 
     Returns:
         A dataset of ceil(n / batch_size) batches.
@@ -111,19 +158,23 @@ def eval_batches(split: Split, cfg: Config, batch_size: int | None = None) -> tf
     labels = tf.constant(split.labels, tf.int64)
 
     def example(index: tf.Tensor, *data: tf.Tensor) -> dict[str, tf.Tensor]:
-        image = preprocess.decode_image(*data) if data else split.store.get(index)
-        return _example(preprocess.eval_crop(image, cfg.image_size, cfg.crop_fraction), labels[index], index)
+        return _example(_crop(split, cfg, index, *data), labels[index], index, tf.constant(0, tf.int64))
 
     store = split.store
+    low, high = _share(batch_size, context)
+    batches = -(-split.num_examples // batch_size)
     dataset = tf.data.Dataset.range(split.num_examples) if store.random_access else store.encoded()
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(split.num_examples))
+    dataset = _rows(dataset, low, high, batch_size)
+    last = split.num_examples - (batches - 1) * batch_size  # examples in the last batch of all machines
+    missing = (high - low) - min(max(last - low, 0), high - low)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(batches * (high - low) - missing))
     dataset = dataset.map(example, tf.data.AUTOTUNE, deterministic=True)
-    missing = -split.num_examples % batch_size
     if missing:
+        nobody = tf.constant(-1, tf.int64)
         filler = tf.zeros((cfg.image_size, cfg.image_size, 3), tf.uint8)
-        padding = {**_example(filler, tf.constant(0, tf.int64), tf.constant(-1, tf.int64)), "mask": tf.constant(0.0)}
+        padding = {**_example(filler, nobody + 1, nobody, nobody + 1), "mask": tf.constant(0.0)}
         dataset = dataset.concatenate(tf.data.Dataset.from_tensors(padding).repeat(missing))
-    return _batched(dataset, batch_size)
+    return _batched(dataset, batch_size // context.num_replicas_in_sync)
 
 
 def eval_images(split: Split, cfg: Config, ids: Sequence[int]) -> np.ndarray:
@@ -152,13 +203,45 @@ def encoded_images(split: Split) -> Iterator[bytes]:
     yield from png.as_numpy_iterator()
 
 
-def _example(image: tf.Tensor, label: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
-    return {"image": image, "label": label, "id": index, "mask": tf.constant(1.0)}
+def _view(split: Split, cfg: Config, seed: int, view: tf.Tensor, index: tf.Tensor, *data: tf.Tensor) -> tf.Tensor:
+    """Returns a view of an example as training shows it."""
+    return preprocess.training_image(
+        preprocess.decode_image(*data) if data else split.store.get(index),
+        preprocess.view_seed(seed, index, view),
+        augment=cfg.augment,
+        size=cfg.image_size,
+        crop_fraction=cfg.crop_fraction,
+        min_area=cfg.random_crop_min_area,
+    )
+
+
+def _crop(split: Split, cfg: Config, index: tf.Tensor, *data: tf.Tensor) -> tf.Tensor:
+    """Returns an example as evaluation shows it."""
+    image = preprocess.decode_image(*data) if data else split.store.get(index)
+    return preprocess.eval_crop(image, cfg.image_size, cfg.crop_fraction)
+
+
+def _share(batch_size: int, context: tf.distribute.InputContext) -> tuple[int, int]:
+    """Returns where in each batch of all machines this one's part begins and ends."""
+    share = batch_size // context.num_input_pipelines
+    return context.input_pipeline_id * share, (context.input_pipeline_id + 1) * share
+
+
+def _rows(dataset: tf.data.Dataset, low: int, high: int, batch_size: int) -> tf.data.Dataset:
+    """Keeps the elements whose position in their batch of `batch_size` is at least `low` and below `high`."""
+    if (low, high) == (0, batch_size):
+        return dataset
+    numbered = dataset.enumerate().filter(lambda i, element: (i % batch_size >= low) & (i % batch_size < high))
+    return numbered.map(lambda i, element: element)
+
+
+def _example(image: tf.Tensor, label: tf.Tensor, index: tf.Tensor, view: tf.Tensor) -> dict[str, tf.Tensor]:
+    return {"image": image, "label": label, "id": index, "view": view, "mask": tf.constant(1.0)}
 
 
 def _batched(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
-    # Sharding by file can't be done here and sharding by element would change the batches: each worker reads all.
+    # a strategy that is given a dataset must not shard it: that would change the batches
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(options)
