@@ -13,12 +13,12 @@ tf_keras is imported inside functions only, so that importing this module change
 from typing import TYPE_CHECKING
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import layers
 
 from thumbnet_tf.config import UserError
 from thumbnet_tf.downscaler import ToThumbnail
+from thumbnet_tf.folding import consumers_of, folded_weights, only_consumer
 
 if TYPE_CHECKING:
     import tf_keras
@@ -56,10 +56,7 @@ def build(model: keras.Model, *, rounded: bool = True) -> "tf_keras.Model":
     """
     import tf_keras
 
-    consumers = {}  # id of a tensor of `model` -> the layers that take it
-    for layer in model.layers:
-        for tensor in [] if isinstance(layer, layers.InputLayer) else tf.nest.flatten(layer.input):
-            consumers.setdefault(id(tensor), []).append(layer)
+    consumers = consumers_of(model)
     tensors = {}  # id of a tensor of `model` -> the twin's tensor
     for layer in model.layers:
         if id(layer.output) in tensors:  # was folded into a convolution
@@ -71,13 +68,13 @@ def build(model: keras.Model, *, rounded: bool = True) -> "tf_keras.Model":
         x = given if len(given) > 1 else given[0]
         kind = type(layer)
         if kind is layers.Conv2D:
-            norm = _only_consumer(layer, layers.BatchNormalization, consumers)
-            relu = _only_consumer(norm or layer, layers.ReLU, consumers)
+            norm = only_consumer(layer, layers.BatchNormalization, consumers)
+            relu = _relu_behind(norm or layer, consumers)
             if layer.activation is not keras.activations.linear:
                 raise _unsupported(layer)
             convolution = _twin(layer, activation="relu" if relu else None)
             x = convolution(x)
-            convolution.set_weights(_folded(layer, norm))
+            convolution.set_weights(folded_weights(layer, norm))
             tensors |= {id(folded.output): x for folded in (norm, relu) if folded}
         elif kind in _SETTINGS:
             twin = _twin(layer)
@@ -97,14 +94,11 @@ def normalised(images: tf.Tensor) -> tf.Tensor:
     return (tf.cast(images, tf.float32) - 128.0) / 128.0
 
 
-def _only_consumer(layer: layers.Layer, kind: type, consumers: dict) -> layers.Layer | None:
-    """Returns the layer behind this one if it is the only one and of a kind (a plain one, for ReLU)."""
-    behind = consumers.get(id(layer.output), [])
-    if len(behind) != 1 or type(behind[0]) is not kind:
-        return None
-    if kind is layers.ReLU and (behind[0].max_value, behind[0].negative_slope, behind[0].threshold) != (None, 0, 0):
-        return None
-    return behind[0]
+def _relu_behind(layer: layers.Layer, consumers: dict) -> layers.ReLU | None:
+    """Returns the layer behind this one if it is the only one and a plain ReLU."""
+    relu = only_consumer(layer, layers.ReLU, consumers)
+    plain = relu is not None and (relu.max_value, relu.negative_slope, relu.threshold) == (None, 0, 0)
+    return relu if plain else None
 
 
 def _twin(layer: layers.Layer, **settings):
@@ -115,20 +109,6 @@ def _twin(layer: layers.Layer, **settings):
         settings["use_bias"] = True
     settings |= {name: config[name] for name in _SETTINGS[type(layer)]}
     return getattr(tf_keras.layers, type(layer).__name__)(**settings, name=layer.name)
-
-
-def _folded(conv: layers.Conv2D, norm: layers.BatchNormalization | None) -> list[np.ndarray]:
-    """Returns the kernel and bias of a convolution with the batch normalisation behind it."""
-    kernel = np.float64(conv.kernel.numpy())
-    bias = np.float64(conv.bias.numpy()) if conv.use_bias else np.zeros(conv.filters)
-    if norm is not None:
-        scale = 1 / np.sqrt(np.float64(norm.moving_variance.numpy()) + norm.epsilon)
-        if norm.scale:
-            scale *= norm.gamma.numpy()
-        kernel, bias = kernel * scale, (bias - norm.moving_mean.numpy()) * scale
-        if norm.center:
-            bias += norm.beta.numpy()
-    return [np.float32(kernel), np.float32(bias)]
 
 
 def _rounding(layer: ToThumbnail):
