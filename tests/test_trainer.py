@@ -216,3 +216,23 @@ def test_fit_works_under_mirrored(photos):
         sum(history[k][0] * w for k, w in trainer.term_weights.items()), rel=1e-4
     )
     assert history["loss"][1] < history["loss"][0]
+
+
+@pytest.mark.usefixtures("tiny_resnet")
+def test_adamw_is_that_of_keras(photos):
+    images, labels = photos(12, 32), np.arange(12) % CLASSES
+    after = []
+    for kind in (None, keras.optimizers.AdamW):
+        trainer = make_trainer("thumbnet", config(optimizer="adamw", weight_decay=0.1, ema_momentum=0.5))
+        if kind:
+            ours = trainer.optimizer
+            assert type(ours) is not kind
+            trainer.compile(optimizer=kind(ours._learning_rate, weight_decay=0.1, use_ema=True, ema_momentum=0.5))
+            kernels = [v for v in trainer.trainable_variables if not v.path.endswith("kernel")]
+            trainer.optimizer.exclude_from_weight_decay(var_list=kernels)
+        start = values(trainer.trainable_variables)
+        trainer.fit(images, labels, batch_size=4, shuffle=False, epochs=2, verbose=0)
+        after.append(values(trainer.trainable_variables) + values(trainer.optimizer._model_variables_moving_average))
+    assert max(np.abs(a - b).max() for a, b in zip(start, after[0], strict=False)) > 0.01
+    for ours, theirs in zip(*after, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-5)

@@ -20,6 +20,7 @@ from thumbnet_tf import flags, loop, stages, thumbnet
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
+from thumbnet_tf.optimizers import AdamW
 from thumbnet_tf.runs import RunDir, environment, load_keras, save_keras, saving, write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
 from thumbnet_tf.trainer import Trainer
@@ -164,7 +165,7 @@ def build_optimizer(
     if cfg.optimizer == "sgd":
         optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **common)
     else:
-        optimizer = keras.optimizers.AdamW(rate, **{**common, "weight_decay": cfg.weight_decay})
+        optimizer = AdamW(rate, **{**common, "weight_decay": cfg.weight_decay})
     optimizer.exclude_from_weight_decay(var_list=[v for v in variables if not v.path.endswith("kernel")])
     if cfg.mixed_precision == "mixed_float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)

@@ -12,7 +12,9 @@ class Trainer(keras.Model):
     """Trains a student, and a learned downscaler with it, under any of ThumbNet's four losses.
 
     Works in `fit` and `evaluate`, alone or under `tf.distribute`, on batches `(images, labels[, weights])`: images
-    `(B, H, W, 3)` in [0, 255], labels `(B,)` integers, weights `(B,)` (0 for padding).
+    `(B, H, W, 3)` in [0, 255], labels `(B,)` integers, weights `(B,)` (0 for padding). In place of the images there may
+    stand a dict of `image` and outputs of T for them by name, such as `logits` and `stage2`, which then needn't be
+    computed: T runs only as far as an output that is needed and not given.
 
     Training T itself is the case without downscaler and teacher.
     """
@@ -92,8 +94,8 @@ class Trainer(keras.Model):
 
     def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """Takes one step on one replica's part of the batch and returns the running means."""
-        images, labels, weights = _unpack(data)
-        targets = self._teach(images) if self.is_taught else None
+        images, given, labels, weights = _unpack(data)
+        targets = self._teach(images, given) if self.is_taught else None
         with tf.GradientTape() as tape:
             outputs = self(images, training=True)
             terms = self._loss_terms(images, labels, outputs, targets)
@@ -111,14 +113,18 @@ class Trainer(keras.Model):
 
     def test_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """Evaluates one replica's part of a batch and returns the running means."""
-        images, labels, weights = _unpack(data)
-        targets = None if self.teacher is None else self._teach(images)
+        images, given, labels, weights = _unpack(data)
+        targets = None if self.teacher is None else self._teach(images, given)
         outputs = self(images, training=False)
         terms = self._loss_terms(images, labels, outputs, targets)
         return self._track(self._weighted(terms), terms, labels, outputs, targets, weights)
 
-    def _teach(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {name: tf.stop_gradient(value) for name, value in self.teacher(images, training=False).items()}
+    def _teach(self, images: tf.Tensor, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        needed = {"logits", self.fm_tap} if "fm" in self.term_weights else {"logits"}
+        targets = dict(given)
+        if needed - targets.keys():  # what isn't used of T's graph is pruned from the step's
+            targets = {**self.teacher(images, training=False), **targets}
+        return {name: tf.stop_gradient(targets[name]) for name in needed}
 
     def _loss_terms(
         self, images: tf.Tensor, labels: tf.Tensor, outputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor] | None
@@ -172,11 +178,13 @@ class Trainer(keras.Model):
         return {tracker.name: tracker.result() for tracker in self.metrics}
 
 
-def _unpack(data: tuple) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-    images = tf.cast(images, tf.float32)
+def _unpack(data: tuple) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+    """Returns images, T's outputs as far as they are given, labels and weights."""
+    inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+    given = dict(inputs) if isinstance(inputs, Mapping) else {"image": inputs}
+    images = tf.cast(given.pop("image"), tf.float32)
     weights = tf.ones(tf.shape(images)[:1]) if weights is None else tf.cast(weights, tf.float32)
-    return images, labels, weights
+    return images, given, labels, weights
 
 
 def _sum_over_replicas(value):
