@@ -182,7 +182,7 @@ def test_unreadable_file_is_a_bad_image(pets):
     found = listing.list_folder(pets, lambda line: None)
     raw = found.splits["train"]()
     (pets / "cat/0.png").unlink()
-    bad, _ = store.check_images(raw.items(np.arange(3)), raw.fetch, 3, "checking", 1e9)
+    bad, _, _ = store.check_images(raw.items(np.arange(3)), raw.fetch, 3, "checking", 1e9)
     assert bad == {0: "No such file or directory"}
 
 

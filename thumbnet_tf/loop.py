@@ -152,7 +152,8 @@ def _compiled(trainer: Trainer, strategy: tf.distribute.Strategy) -> tuple[Calla
 
 
 def _triple(batch: dict) -> tuple:
-    return batch["image"], batch["label"], batch["mask"]
+    inputs = {name: value for name, value in batch.items() if name not in ("label", "id", "view", "mask")}
+    return inputs, batch["label"], batch["mask"]
 
 
 def _validate(trainer: Trainer, run_test: Callable, batches, name: str, step: int) -> dict[str, str]:

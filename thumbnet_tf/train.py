@@ -16,10 +16,11 @@ import sys
 import keras
 import tensorflow as tf
 
-from thumbnet_tf import flags, loop, stages, thumbnet
+from thumbnet_tf import flags, loop, stages, teacher_cache, thumbnet
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
+from thumbnet_tf.folding import fold
 from thumbnet_tf.optimizers import AdamW
 from thumbnet_tf.runs import RunDir, environment, load_keras, save_keras, saving, write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
@@ -124,6 +125,8 @@ def build_trainer(
     else:
         student = thumbnet.build_teacher(cfg, num_classes, synchronized=synchronized)
     decoder = thumbnet.build_decoder(student, teacher, cfg.fm_tap) if "fm" in weights else None
+    if teacher is not None and cfg.mixed_precision == "float32":
+        teacher = fold(teacher)  # the same function, a tenth faster; folded models compute in float32
     return Trainer(
         student,
         downscaler=small,
@@ -189,6 +192,14 @@ def _train_method(
         peak_rate = cfg.teacher_learning_rate if is_teacher else cfg.learning_rate
         trainer.compile(optimizer=build_optimizer(cfg, peak_rate, epochs * steps, trainer.trainable_variables))
     if METHODS[method].losses:
+        caches = _caches(trainer, cfg, dataset, teacher)
+        views = 0 if is_teacher else teacher_cache.number_of_views(cfg)  # T or not, all methods see the same images
+
+        def train_batches(step: int) -> tf.data.Dataset:
+            batches = pipeline.train_batches(split, cfg, start_step=step, epochs=epochs, views=views)
+            return caches["train"].attach(batches) if "train" in caches else batches
+
+        validation = pipeline.eval_batches(dataset.splits["validation"], cfg)
         loop.train(
             trainer,
             cfg,
@@ -196,8 +207,8 @@ def _train_method(
             name=method,
             epochs=epochs,
             steps_per_epoch=steps,
-            train_batches=lambda step: pipeline.train_batches(split, cfg, start_step=step, epochs=epochs),
-            validation_batches=pipeline.eval_batches(dataset.splits["validation"], cfg),
+            train_batches=train_batches,
+            validation_batches=caches["validation"].attach(validation) if caches else validation,
             strategy=strategy,
         )
     if is_teacher:
@@ -205,6 +216,18 @@ def _train_method(
     kind = METHODS[method].downscaler
     shipped = thumbnet.build_shipped(cfg, kind, trainer.downscaler, trainer.student)
     return {"downscaler": trainer.downscaler, "student": trainer.student, "shipped": shipped}
+
+
+def _caches(
+    trainer: Trainer, cfg: Config, dataset: sources.Dataset, teacher: keras.Model | None
+) -> dict[str, teacher_cache.TeacherCache]:
+    """Returns the caches of what a method uses of T, by split; none where T isn't cached."""
+    if teacher is None or cfg.teacher_cache == "off":
+        return {}
+    maps = [cfg.fm_tap] if cfg.teacher_cache == "all" and trainer.decoder is not None else []
+    used = ("train", "validation") if trainer.is_taught else ("validation",)
+    splits = {name: dataset.splits[name] for name in used}
+    return teacher_cache.prepare(cfg, teacher, splits, dataset.fingerprint, ["logits", *maps])
 
 
 def _finish(folder: pathlib.Path, models: dict[str, keras.Model]) -> None:

@@ -40,6 +40,7 @@ class Split:
         labels: int64 (n,).
         names: of the examples: paths relative to the folder, or TFDS ids.
         bad: name and reason of each image left out because it can't be decoded.
+        digest: hexadecimal; another one if the bytes of an image are others.
         store: where the images are.
     """
 
@@ -47,6 +48,7 @@ class Split:
     labels: np.ndarray
     names: tuple[str, ...]
     bad: tuple[tuple[str, str], ...]
+    digest: str
     store: MemoryStore | FileStore | StreamStore
 
     @property
@@ -81,6 +83,7 @@ class Dataset:
             "classes": list(self.class_names),
             "examples": {name: split.num_examples for name, split in self.splits.items()},
             "bad_images": {name: [list(item) for item in split.bad] for name, split in self.splits.items()},
+            "contents": {name: split.digest for name, split in self.splits.items()},
             "streamed": streamed,  # a stream is shuffled in another order
         }
 
@@ -164,7 +167,9 @@ def cut(names: Sequence[str], labels: np.ndarray, cut_test: bool, cut_validation
 def _load_split(
     name: str, raw: listing.RawSplit, positions: np.ndarray, budget: float, log: Callable[[str], None]
 ) -> Split:
-    bad, store = check_images(raw.items(positions), raw.fetch, len(positions), f"checking {name} images", budget)
+    bad, digest, store = check_images(
+        raw.items(positions), raw.fetch, len(positions), f"checking {name} images", budget
+    )
     kept = np.array([position for i, position in enumerate(positions) if i not in bad], np.int64)
     if not len(kept) and not bad:
         raise UserError(f"the {name} split needs images; add some. Received: none")
@@ -175,6 +180,7 @@ def _load_split(
         labels=raw.labels[kept],
         names=tuple(raw.names[i] for i in kept),
         bad=tuple((raw.names[positions[i]], reason) for i, reason in bad.items()),
+        digest=digest,
         store=store or raw.store(kept),
     )
 

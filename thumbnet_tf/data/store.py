@@ -1,7 +1,9 @@
 """Where a split's images are: decoded in memory, in files, or in a stream of records."""
 
+import hashlib
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -122,7 +124,7 @@ def _blocks(items: Iterable[Any]) -> Iterator[list[Any]]:
 
 def check_images(
     items: Iterable[Any], fetch: Callable[[Any], bytes], total: int, what: str, limit_bytes: float
-) -> tuple[dict[int, str], MemoryStore | None]:
+) -> tuple[dict[int, str], str, MemoryStore | None]:
     """Decodes every image once, and keeps the pixels if they fit.
 
     Args:
@@ -133,8 +135,8 @@ def check_images(
         limit_bytes: pixels are kept as long as all together are no more than this.
 
     Returns:
-        The position and the reason of each bad image, and the store of all good ones, in order, or None where they
-        don't fit.
+        The position and the reason of each bad image, a digest of the bytes of all, and the store of all good ones, in
+        order, or None where they don't fit.
     """
     bad: dict[int, str] = {}
     chunks: list[tf.Tensor] = []
@@ -142,6 +144,19 @@ def check_images(
     pending_bytes = kept_bytes = 0
     chunk_of, offset_of, shape_of = [], [], []
     keep = limit_bytes > 0
+    digest = hashlib.sha256()
+
+    def decoded(item: Any) -> tuple[tf.Tensor | str, int]:
+        """Returns what `try_decode` does, and a checksum of the bytes (0 where there were none)."""
+        checksum = 0
+
+        def checked(item: Any) -> bytes:
+            nonlocal checksum
+            data = fetch(item)
+            checksum = zlib.crc32(data)
+            return data
+
+        return try_decode(checked, item), checksum
 
     def pack() -> None:
         nonlocal pending_bytes
@@ -151,8 +166,9 @@ def check_images(
         pending_bytes = 0
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, tf.device("CPU"):
-        results = (image for block in _blocks(items) for image in pool.map(lambda item: try_decode(fetch, item), block))
-        for position, image in enumerate(progress.track(results, total, what)):
+        results = (result for block in _blocks(items) for result in pool.map(decoded, block))
+        for position, (image, checksum) in enumerate(progress.track(results, total, what)):
+            digest.update(checksum.to_bytes(4, "little"))
             if isinstance(image, str):
                 bad[position] = image
                 continue
@@ -173,7 +189,7 @@ def check_images(
             pending.append(image)
             pending_bytes += size
         if not keep or not shape_of:
-            return bad, None
+            return bad, digest.hexdigest()[:16], None
         pack()
         arrays = np.array(chunk_of, np.int32), np.array(offset_of, np.int64), np.array(shape_of, np.int32)
-        return bad, MemoryStore(chunks, *arrays)
+        return bad, digest.hexdigest()[:16], MemoryStore(chunks, *arrays)

@@ -1,0 +1,238 @@
+"""T's outputs on disk: what is read is what T says of the very view shown; what isn't right is made anew."""
+
+import dataclasses
+import json
+import multiprocessing
+import shutil
+import signal
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from train_helpers import assert_same, interrupt_at, rows, state_of
+
+from thumbnet_tf import loop, teacher_cache, thumbnet
+from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.data import pipeline, sources
+from thumbnet_tf.runs import RunDir
+from thumbnet_tf.train import build_optimizer, build_trainer, train
+
+OUTPUTS = ("logits", "stage1")
+
+
+@pytest.fixture
+def cached(config, monkeypatch):
+    """Returns a configuration, its data and a T with random statistics; files hold 8 examples."""
+    monkeypatch.setattr(teacher_cache, "BLOCK", 8)
+    cfg = config(teacher_cache="all", cached_views=2, augment="crop_flip").resolved()
+    dataset = sources.load(cfg, ("train", "validation"))
+    return cfg, dataset, random_teacher(cfg)
+
+
+def random_teacher(cfg: Config, seed: int = 3) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    teacher = thumbnet.build_teacher(cfg, 3)
+    rng = np.random.default_rng(seed)
+    for layer in teacher.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
+    return teacher
+
+
+def prepare(cfg, dataset, teacher, outputs=OUTPUTS):
+    return teacher_cache.prepare(cfg, teacher, dataset.splits, dataset.fingerprint, outputs)
+
+
+def files_of(caches) -> dict:
+    folders = [cache.folder for cache in caches.values()]
+    return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("0*")}
+
+
+@pytest.mark.parametrize("memory_limit_gb", [4.0, 0.0])
+def test_what_is_read_is_what_the_teacher_says_of_the_view_shown(cached, memory_limit_gb):
+    cfg, _, teacher = cached
+    cfg = dataclasses.replace(cfg, memory_limit_gb=memory_limit_gb)
+    dataset = sources.load(cfg, ("train", "validation"))
+    caches = prepare(cfg, dataset, teacher)
+    train_split, validation = dataset.splits["train"], dataset.splits["validation"]
+    seen = set()
+    batches = pipeline.train_batches(train_split, cfg, epochs=3, views=2)
+    for batch in caches["train"].attach(batches).as_numpy_iterator():
+        expected = teacher(batch["image"].astype(np.float32), training=False)
+        np.testing.assert_allclose(batch["logits"], expected["logits"], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(batch["stage1"], expected["stage1"], rtol=2e-3, atol=1e-3)
+        assert (batch["logits"].dtype, batch["stage1"].dtype) == (np.float32, np.float16)
+        seen |= set(zip(batch["id"].tolist(), batch["view"].tolist(), strict=True))
+    assert {view for _, view in seen} == {0, 1}
+    assert len(seen) > 40  # of 27 examples in two views
+    found = list(caches["validation"].attach(pipeline.eval_batches(validation, cfg)).as_numpy_iterator())
+    logits = np.concatenate([batch["logits"][batch["mask"] > 0] for batch in found])
+    images = np.concatenate([batch["image"][batch["mask"] > 0] for batch in found])
+    expected = teacher(images.astype(np.float32), training=False)["logits"]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_from_the_cache_equals_training_with_the_teacher(config):
+    # without augmentation the one view is what the teacher sees without a cache, too
+    common = {"augment": "none", "optimizer": "sgd"}
+    off = train(config("off", **common))
+    for what in ("logits", "all"):
+        run = train(config(what, teacher=str(off.path), teacher_cache=what, **common))
+        for name in ("student", "downscaler"):
+            one, two = (keras.models.load_model(r.path / "thumbnet" / f"{name}.keras") for r in (off, run))
+            for a, b in zip(one.variables, two.variables, strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-4, err_msg=f"{what} {a.path}")
+        a, b = (rows(r.path / "thumbnet" / "metrics.csv")[-1] for r in (off, run))
+        for term in ("cl", "kd", "fm", "mm", "agreement", "val_kd", "val_fm", "val_agreement"):
+            assert float(a[term]) == pytest.approx(float(b[term]), rel=1e-3, abs=1e-5), term
+
+
+def test_a_cached_step_runs_no_teacher(cached):
+    cfg, dataset, teacher = cached
+    caches = prepare(cfg, dataset, teacher)
+    batches = caches["train"].attach(pipeline.train_batches(dataset.splits["train"], cfg, views=2))
+    trainer = build_trainer("thumbnet", cfg, 3, teacher)
+    trainer.compile(optimizer=build_optimizer(cfg, 1e-3, 10, trainer.trainable_variables))
+    trainer.optimizer.build(trainer.trainable_variables)
+
+    teacher_weights = {id(v.value) for v in trainer.teacher.variables}
+
+    def of_teacher(given: tuple[str, ...]) -> int:
+        step = tf.function(lambda b: trainer.train_step(({n: b[n] for n in given}, b["label"], b["mask"])))
+        used = {id(v) for v in step.get_concrete_function(batches.element_spec).variables}
+        return len(used & teacher_weights)
+
+    assert of_teacher(("image",)) == len(teacher_weights) > 10
+    assert of_teacher(("image", *OUTPUTS)) == 0
+
+
+def test_methods_seeds_and_view_counts_share_a_cache(cached):
+    cfg, dataset, teacher = cached
+    caches = prepare(cfg, dataset, teacher, ("logits",))
+    first = files_of(caches)
+    assert len(first) == 2 * 4 + 1  # 27 examples in files of 8, two views; 3 validation images
+    for other in ({"seed": 5}, {"methods": ("bicubic_kd",)}, {"w_kd": 0.5}, {"batch_size": 3}, {"cached_views": 1}):
+        assert files_of(prepare(dataclasses.replace(cfg, **other), dataset, teacher, ("logits",))) == first
+    more = files_of(prepare(cfg, dataset, teacher))  # the maps are added
+    assert {path: more[path] for path in first} == first
+    assert len(more) == 2 * len(first)
+    wider = dataclasses.replace(cfg, cached_views=5, epochs=3)  # three epochs can't show more than three views
+    assert len(files_of(prepare(wider, dataset, teacher, ("logits",)))) == 2 * len(first) + 4
+
+
+def test_another_teacher_view_seed_or_preprocessing_is_another_cache(cached, folder):
+    cfg, dataset, teacher = cached
+    first = {cache.folder for cache in prepare(cfg, dataset, teacher).values()}
+    assert {c.folder for c in prepare(cfg, dataset, random_teacher(cfg, 4)).values()}.isdisjoint(first)
+    for other in ({"view_seed": 1}, {"augment": "crop"}, {"random_crop_min_area": 0.5}):
+        caches = prepare(dataclasses.replace(cfg, **other), dataset, teacher)
+        assert caches["train"].folder not in first, other
+        assert caches["validation"].folder in first  # what evaluation shows depends on none of these
+    path = folder / "train" / "red" / "3.png"
+    data = bytearray(path.read_bytes())
+    other = tf.io.encode_png(255 - tf.io.decode_png(bytes(data))).numpy()
+    path.write_bytes(other)
+    changed = prepare(cfg, sources.load(cfg, ("train", "validation")), teacher)
+    assert {cache.folder for cache in changed.values()} & first != first
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "unlisted", "manifest"])
+def test_what_is_not_right_is_made_anew(cached, damage, caplog):
+    cfg, dataset, teacher = cached
+    caches = prepare(cfg, dataset, teacher)
+    before = {path: path.read_bytes() for path in files_of(caches)}
+    path = caches["train"].path("stage1", 1, 2)
+    manifest = caches["train"].folder / "manifest.json"
+    if damage == "flip":
+        data = bytearray(before[path])
+        data[len(data) // 2] ^= 4
+        path.write_bytes(bytes(data))
+    elif damage == "cut":
+        path.write_bytes(before[path][:-10])
+    elif damage == "gone":
+        path.unlink()
+    elif damage == "unlisted":  # killed between the file and the manifest
+        known = json.loads(manifest.read_text())
+        del known[f"stage1/{path.name}"]
+        manifest.write_text(json.dumps(known))
+    else:
+        manifest.write_text("{ half")
+    times = files_of(caches)
+    with caplog.at_level("WARNING", "thumbnet_tf"):
+        again = prepare(cfg, dataset, teacher)
+    after = files_of(again)
+    assert {path: path.read_bytes() for path in after} == before
+    changed = {path for path in before if after[path] != times.get(path)}
+    of_train = {p for p in before if p.is_relative_to(caches["train"].folder)}
+    assert changed == (of_train if damage == "manifest" else {path})
+    assert ("damaged or unfinished" in caplog.text) == (damage != "gone")
+
+
+def test_damage_while_training_is_one_line(cached):
+    cfg, dataset, teacher = cached
+    caches = prepare(cfg, dataset, teacher)
+    batches = caches["train"].attach(pipeline.train_batches(dataset.splits["train"], cfg, views=2))
+    for path in caches["train"].folder.rglob("0*"):
+        path.write_bytes(bytes(len(path.read_bytes())))
+    with pytest.raises(tf.errors.OpError, match="T's cache .* can't be read any more"):
+        list(batches)
+
+
+def test_the_limit_is_obeyed_before_anything_is_written(cached):
+    cfg, dataset, teacher = cached
+    # 27 examples x 2 views + 3: three logits of 4 bytes and a map of 8 x 8 x 4 halves each
+    needed = 57 * (3 * 4 + 8 * 8 * 4 * 2)
+    tight = dataclasses.replace(cfg, cache_limit_gb=(needed - 1) / 2**30)
+    with pytest.raises(
+        UserError, match=r"T's cache needs 0\.0 MiB more .* raise --cache_limit_gb, lower --cached_views"
+    ):
+        prepare(tight, dataset, teacher)
+    assert [p.name for p in teacher_cache.folder_of(cfg).rglob("*") if p.is_file()] == ["lock", "lock"]
+    prepare(dataclasses.replace(cfg, cache_limit_gb=(needed + 100) / 2**30), dataset, teacher)
+
+
+def test_a_disk_with_too_little_room_is_told_before(cached, monkeypatch):
+    cfg, dataset, teacher = cached
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(UserError, match="and the disk has 0.0 MiB left; make room, or give another --cache_dir"):
+        prepare(cfg, dataset, teacher)
+
+
+def test_interrupted_and_resumed_from_the_cache_is_bit_equal(config, monkeypatch):
+    options = {"teacher_cache": "all", "cached_views": 2, "augment": "crop_flip", "epochs": 3}
+    whole = state_of(train(config("whole", **options)))
+    for step in (8, 5):  # in the student's second and third epoch
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, step, signal.SIGTERM)
+            with pytest.raises(loop.Interrupted):
+                train(config(**options))
+    assert_same(whole, state_of(train(config(**options))))
+
+
+def _hold(folder, ready, release) -> None:
+    with teacher_cache._lock(folder):
+        ready.set()
+        release.wait(60)
+
+
+def test_a_second_process_waits_for_the_first(cached, caplog):
+    cfg, dataset, teacher = cached
+    caches = prepare(cfg, dataset, teacher)
+    context = multiprocessing.get_context("spawn")
+    ready, release = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(caches["train"].folder, ready, release))
+    process.start()
+    try:
+        assert ready.wait(60)
+        timer = threading.Timer(0.5, release.set)
+        timer.start()
+        with caplog.at_level("INFO", "thumbnet_tf"):
+            prepare(cfg, dataset, teacher)
+        assert release.is_set()
+        assert "another process is at work on" in caplog.text
+    finally:
+        release.set()
+        process.join(60)
+    assert RunDir(cfg.run_dir).path.exists() is False
