@@ -83,7 +83,7 @@ def test_training_from_the_cache_equals_training_with_the_teacher(config):
         for name in ("student", "downscaler"):
             one, two = (keras.models.load_model(r.path / "thumbnet" / f"{name}.keras") for r in (off, run))
             for a, b in zip(one.variables, two.variables, strict=True):
-                np.testing.assert_allclose(a, b, atol=1e-4, err_msg=f"{what} {a.path}")
+                np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3, err_msg=f"{what} {a.path}")
         a, b = (rows(r.path / "thumbnet" / "metrics.csv")[-1] for r in (off, run))
         for term in ("cl", "kd", "fm", "mm", "agreement", "val_kd", "val_fm", "val_agreement"):
             assert float(a[term]) == pytest.approx(float(b[term]), rel=1e-3, abs=1e-5), term

@@ -21,6 +21,7 @@ from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
 from thumbnet_tf.folding import fold
+from thumbnet_tf.fused_norm import fused, plain
 from thumbnet_tf.optimizers import AdamW
 from thumbnet_tf.runs import RunDir, environment, load_keras, save_keras, saving, write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
@@ -125,6 +126,8 @@ def build_trainer(
     else:
         student = thumbnet.build_teacher(cfg, num_classes, synchronized=synchronized)
     decoder = thumbnet.build_decoder(student, teacher, cfg.fm_tap) if "fm" in weights else None
+    if not synchronized:  # over several replicas, Keras' own layer adds their statistics up
+        student, small = fused(student), small and fused(small)
     if teacher is not None and cfg.mixed_precision == "float32":
         teacher = fold(teacher)  # the same function, a tenth faster; folded models compute in float32
     return Trainer(
@@ -212,10 +215,11 @@ def _train_method(
             strategy=strategy,
         )
     if is_teacher:
-        return {"teacher": trainer.student}
+        return {"teacher": plain(trainer.student)}
     kind = METHODS[method].downscaler
-    shipped = thumbnet.build_shipped(cfg, kind, trainer.downscaler, trainer.student)
-    return {"downscaler": trainer.downscaler, "student": trainer.student, "shipped": shipped}
+    downscaler, student = plain(trainer.downscaler), plain(trainer.student)
+    shipped = thumbnet.build_shipped(cfg, kind, downscaler, student)
+    return {"downscaler": downscaler, "student": student, "shipped": shipped}
 
 
 def _caches(

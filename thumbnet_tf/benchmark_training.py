@@ -1,0 +1,261 @@
+"""Training speed: our step with and without the cache of T's outputs, beside its parts, plain loops and the pipeline.
+
+All cases use the same models (E, S, D and T, random weights), one batch of made-up photographs of pixels in memory and
+take turns. What each case does is told in `ABOUT`.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+from thumbnet_tf import losses, teacher_cache, thumbnet, timing
+from thumbnet_tf.config import Config
+from thumbnet_tf.data import pipeline
+from thumbnet_tf.data.sources import Split
+from thumbnet_tf.data.store import MemoryStore
+from thumbnet_tf.train import build_optimizer, build_trainer
+from thumbnet_tf.trainer import Trainer
+
+COLUMNS = ("case", "image_size", "ratio", "batch", "median", "p10", "p90", "unit")
+ABOUT = {
+    "step_uncached": "our step: CL + KD + FM + MM, T run in it",
+    "step_cached": "our step, T's outputs given",
+    "floor": "the next three one by one: what an uncached step can't do without",
+    "part_teacher": "T forward, folded",
+    "part_student": "E + S + D forward and backward under the same losses",
+    "part_optimizer": "clipping and AdamW",
+    "plain_kd_loop": "a hand-written loop: CL + KD, Keras' own AdamW",
+    "keras_distiller": "keras.distillation.Distiller, CL + KD, E + S as its student, without XLA",
+    "keras_distiller_default": "the same as Keras compiles it by itself",
+    "pipeline": "batches from decoded images in memory and T's outputs from the disk, no step",
+    "training_uncached": "steps and pipeline together, T run",
+    "training_cached": "steps and pipeline together, T's outputs from the disk",
+}
+DEFAULTS = (
+    Config(image_size=128, ratio=4, width=0.5, batch_size=64),  # flowers_quick
+    Config(image_size=224, ratio=4, width=1.0, batch_size=32),
+)
+CLASSES = 10
+_BATCHES = 8  # that the pipeline cases go through
+
+Cases = dict[str, tuple[Callable[[], object], int]]  # name -> a function and the images it takes
+
+
+def measure(cfg: Config, rounds: int, cases: Sequence[str] | None = None) -> list[dict]:
+    """Measures one configuration.
+
+    Args:
+        cfg: sizes, models, losses and batch.
+        rounds: turns of each case.
+        cases: some of `ABOUT` but `floor`, which needs its parts; None for all.
+
+    Returns:
+        Rows by `COLUMNS`, in images a second, in the order of `ABOUT`.
+    """
+    with tempfile.TemporaryDirectory() as folder, thumbnet.precision(cfg.mixed_precision):
+        cfg = dataclasses.replace(
+            cfg,
+            augment="crop_flip",
+            teacher_cache="all",
+            cached_views=1,
+            epochs=1,
+            cache_dir=folder,
+            cache_limit_gb=64.0,
+        ).resolved()
+        made = {name: case for name, case in _cases(cfg).items() if cases is None or name in cases}
+        functions = {name: function for name, (function, _) in made.items()}
+        found = timing.measure(functions, rounds=rounds, what=f"training at {cfg.image_size} px")
+    per_image = {name: found[name].milliseconds / count for name, (_, count) in made.items()}
+    parts = [name for name in ABOUT if name.startswith("part_")]
+    if all(name in per_image for name in parts):
+        per_image["floor"] = np.sum([per_image[name] for name in parts], axis=0)
+    return [
+        {
+            "case": name,
+            "image_size": cfg.image_size,
+            "ratio": cfg.ratio,
+            "batch": cfg.batch_size,
+            **{
+                column: f"{1000 / np.percentile(per_image[name], 100 - percent):.2f}"
+                for column, percent in (("median", 50), ("p10", 10), ("p90", 90))
+            },
+            "unit": "images/s",
+        }
+        for name in ABOUT
+        if name in per_image
+    ]
+
+
+def _cases(cfg: Config) -> Cases:
+    split = _made_up(cfg, _BATCHES * cfg.batch_size)
+    keras.utils.set_random_seed(0)
+    teacher = thumbnet.build_teacher(cfg, CLASSES)
+    trainer = build_trainer("thumbnet", cfg, CLASSES, teacher)
+    trainer.compile(optimizer=build_optimizer(cfg, 1e-6, 10**6, trainer.trainable_variables))
+    trainer.optimizer.build(trainer.trainable_variables)
+    caches = teacher_cache.prepare(cfg, teacher, {"train": split}, "made up", ["logits", cfg.fm_tap])
+
+    def batches(cached: bool) -> tf.data.Dataset:
+        found = pipeline.train_batches(split, cfg, views=1)
+        return caches["train"].attach(found) if cached else found
+
+    batch = next(iter(batches(cached=True)))
+    images, labels, mask = batch["image"], batch["label"], batch["mask"]
+    given = {name: batch[name] for name in ("logits", cfg.fm_tap)}
+    step = tf.function(trainer.train_step)
+
+    def train(cached: bool) -> None:
+        for batch in batches(cached):
+            inputs = {name: batch[name] for name in ("image", *(given if cached else ()))}
+            step((inputs, batch["label"], batch["mask"]))
+
+    def drain() -> None:
+        for _ in batches(cached=True):
+            pass
+
+    size = cfg.batch_size
+    return {
+        "step_uncached": (lambda: step(({"image": images}, labels, mask)), size),
+        "step_cached": (lambda: step(({"image": images, **given}, labels, mask)), size),
+        **{name: (part, size) for name, part in _parts(cfg, trainer, images, labels, given).items()},
+        "plain_kd_loop": (_plain_kd_loop(cfg, teacher, images, labels), size),
+        "keras_distiller": (_distiller(cfg, teacher, images, labels, jit_compile=False), size),
+        "keras_distiller_default": (_distiller(cfg, teacher, images, labels, jit_compile="auto"), size),
+        "pipeline": (drain, _BATCHES * size),
+        "training_uncached": (lambda: train(cached=False), _BATCHES * size),
+        "training_cached": (lambda: train(cached=True), _BATCHES * size),
+    }
+
+
+def _parts(
+    cfg: Config, trainer: Trainer, images: tf.Tensor, labels: tf.Tensor, given: Mapping[str, tf.Tensor]
+) -> dict[str, Callable[[], object]]:
+    """Returns what a step consists of, each alone."""
+    weights = trainer.term_weights
+    variables = trainer.trainable_variables
+
+    @tf.function
+    def teach() -> dict[str, tf.Tensor]:
+        outputs = trainer.teacher(tf.cast(images, tf.float32), training=False)
+        return {name: outputs[name] for name in given}
+
+    @tf.function
+    def learn() -> list[tf.Tensor]:
+        pixels = tf.cast(images, tf.float32)
+        with tf.GradientTape() as tape:
+            thumbnails = trainer.downscaler(pixels, training=True)
+            outputs = trainer.student(thumbnails, training=True)
+            loss = weights["cl"] * losses.classification(labels, outputs["logits"])
+            loss += weights["kd"] * losses.distillation(given["logits"], outputs["logits"], cfg.temperature)
+            decoded = trainer.decoder(outputs[cfg.fm_tap])
+            loss += weights["fm"] * losses.feature_mapping(given[cfg.fm_tap], decoded)
+            loss += weights["mm"] * losses.moment_matching(pixels, thumbnails)
+            loss = tf.reduce_mean(loss)
+        return tape.gradient(loss, variables)
+
+    gradients = learn()
+    optimizer = build_optimizer(cfg, 1e-6, 10**6, variables)
+    optimizer.build(variables)
+
+    @tf.function
+    def update() -> None:
+        clipped, _ = tf.clip_by_global_norm(gradients, cfg.clip_norm or 1.0)
+        optimizer.apply_gradients(zip(clipped, variables, strict=True))
+
+    return {"part_teacher": teach, "part_student": learn, "part_optimizer": update}
+
+
+def _joined(cfg: Config, teacher: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """Returns T and a fresh E + S as plain models from images to logits, as a user without this package has them."""
+    small = thumbnet.build_downscaler(cfg, "learned")
+    student, _ = thumbnet.build_student(cfg, teacher)
+    image = keras.Input(teacher.input.shape[1:])
+    return (
+        keras.Model(teacher.input, teacher.output["logits"]),
+        keras.Model(image, student(small(image))["logits"]),
+    )
+
+
+def _keras_adamw(cfg: Config) -> keras.Optimizer:
+    clip = cfg.clip_norm or None
+    return keras.optimizers.AdamW(1e-6, weight_decay=cfg.weight_decay, global_clipnorm=clip)
+
+
+def _plain_kd_loop(cfg: Config, teacher: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> Callable[[], object]:
+    taught, student = _joined(cfg, teacher)
+    taught.trainable = False
+    optimizer = _keras_adamw(cfg)
+    optimizer.build(student.trainable_variables)
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    divergence = keras.losses.KLDivergence()
+    tau = cfg.temperature
+
+    @tf.function
+    def step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        pixels = tf.cast(images, tf.float32)
+        soft = tf.nn.softmax(taught(pixels, training=False) / tau)
+        with tf.GradientTape() as tape:
+            logits = student(pixels, training=True)
+            loss = cross_entropy(labels, logits) + tau**2 * divergence(soft, tf.nn.softmax(logits / tau))
+        gradients = tape.gradient(loss, student.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, student.trainable_variables, strict=True))
+        return loss
+
+    return lambda: step(images, labels)
+
+
+def _distiller(
+    cfg: Config, teacher: keras.Model, images: tf.Tensor, labels: tf.Tensor, jit_compile: bool | str
+) -> Callable[[], object]:
+    taught, student = _joined(cfg, teacher)
+    # the loss as an object, for its name would stand for a divergence without softmax
+    loss = keras.distillation.LogitsDistillation(cfg.temperature, keras.losses.KLDivergence())
+    distiller = keras.distillation.Distiller(taught, student, loss, student_loss_weight=0.5)
+    distiller.compile(
+        _keras_adamw(cfg),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=jit_compile,
+    )
+    pixels = tf.cast(images, tf.float32)
+    return lambda: distiller.train_on_batch(pixels, labels)
+
+
+def _made_up(cfg: Config, count: int) -> Split:
+    """Returns noise in the shape of decoded photographs, whose short side is a quarter longer than the network's."""
+    height, width = cfg.image_size * 5 // 4, cfg.image_size * 5 // 3
+    size = height * width * 3
+    pixels = tf.cast(tf.random.stateless_uniform((count * size,), (0, 0), 0, 256, tf.int32), tf.uint8)
+    offset = np.arange(count, dtype=np.int64) * size
+    shape = np.tile(np.array([[height, width]], np.int32), (count, 1))
+    store = MemoryStore([pixels], np.zeros(count, np.int32), offset, shape)
+    labels = np.arange(count, dtype=np.int64) % CLASSES
+    return Split("train", labels, tuple(map(str, range(count))), (), "made up", store)
+
+
+def figure(rows: Sequence[Mapping[str, str]]) -> Figure:
+    """Draws images a second of every case, a panel for each configuration.
+
+    Args:
+        rows: by `COLUMNS`.
+    """
+    settings = list(dict.fromkeys((row["image_size"], row["ratio"], row["batch"]) for row in rows))
+    drawing = Figure(figsize=(6.5 * len(settings), 5), dpi=120, layout="constrained")
+    for axes, setting in zip(drawing.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
+        own = [row for row in rows if (row["image_size"], row["ratio"], row["batch"]) == setting][::-1]
+        median, low, high = (np.array([float(row[name]) for row in own]) for name in ("median", "p10", "p90"))
+        colours = ["tab:red" if row["case"].startswith(("step", "training")) else "tab:gray" for row in own]
+        axes.barh([row["case"] for row in own], median, xerr=[median - low, high - median], color=colours, alpha=0.7)
+        for place, value in enumerate(high):
+            axes.annotate(f"{median[place]:.0f}", (value, place), (4, 0), textcoords="offset points", va="center")
+        axes.set_xlim(0, high.max() * 1.15)
+        axes.set_xlabel("images a second (median, 10th to 90th percentile)")
+        size, ratio, batch = setting
+        axes.set_title(f"{size} px to {int(size) // int(ratio)} px, batches of {batch}")
+        axes.grid(axis="x", alpha=0.3)
+    return drawing
