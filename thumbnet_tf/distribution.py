@@ -11,6 +11,8 @@ import logging
 import os
 import pathlib
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -230,7 +232,8 @@ def _multi_worker(cfg: Config, task: Task) -> tf.distribute.Strategy:
         )
     _log.info("%s of %d machines, waiting for the others: %s", task.name, task.machines, ", ".join(task.addresses))
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        with _interruptible():
+            return tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError:
         raise UserError(
             "--strategy=multi_worker must be set up before anything else of TensorFlow runs in this process; "
@@ -241,6 +244,19 @@ def _multi_worker(cfg: Config, task: Task) -> tf.distribute.Strategy:
             "the machines in TF_CONFIG must reach each other, and their ports be free; start all of them by the same "
             f"command. Received: {_reason(error)}"
         ) from error
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lets Ctrl-C end the process while TensorFlow waits for other machines, where Python doesn't get to see it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _sum_over_replicas(numbers: tf.Tensor) -> tf.Tensor:
