@@ -34,7 +34,7 @@ class Checkpoints:
         self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=2, checkpoint_name="ckpt")
 
     def restore(self, log: Callable[[str], None]) -> bool:
-        """Restores the last readable state; on all machines the one that the chief could read.
+        """Restores the last state that can be read; on all machines the one that the chief could read.
 
         Returns:
             Whether there was one; False on a fresh start.
@@ -42,27 +42,30 @@ class Checkpoints:
         Raises:
             UserError: when there are states and none can be read.
         """
-        number = self._job.from_chief(self._restore_last(log) if self._job.is_chief else _NONE)
+        number = self._job.from_chief(self._last_readable(log) if self._job.is_chief else _NONE)
         if number == _NONE:
             return False
-        if not self._job.is_chief:
-            path = self.folder / f"ckpt-{number}"
-            try:
-                self._checkpoint.restore(str(path)).assert_consumed()
-            except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
-                raise UserError(
-                    f"the first machine could read this checkpoint and this one can't ({_line(error)}); mend the "
-                    f"directory that they share. Received: {path}"
-                ) from error
+        path = self.folder / f"ckpt-{number}"
+        try:  # together: to restore the running means, TensorFlow adds them up over the machines
+            self._checkpoint.restore(str(path)).assert_consumed()
+        except tf.errors.UnavailableError:  # not the file: another machine is gone
+            raise
+        except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
+            raise UserError(
+                f"a checkpoint doesn't fit this training ({_line(error)}); delete its folder to train this method "
+                f"from its start. Received: {path}"
+            ) from error
         return True
 
-    def _restore_last(self, log: Callable[[str], None]) -> int:
-        """Returns the number of the last readable state, which is restored."""
+    def _last_readable(self, log: Callable[[str], None]) -> int:
+        """Returns the number of the last state whose every value can be read and agrees with its checksum."""
         for path in reversed(self._manager.checkpoints):
             try:
-                self._checkpoint.restore(path).assert_consumed()
+                reader = tf.train.load_checkpoint(path)
+                for name in reader.get_variable_to_shape_map():
+                    reader.get_tensor(name)
                 return int(path.rpartition("-")[2])
-            except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
+            except (tf.errors.OpError, IndexError, ValueError) as error:
                 log(f"checkpoint {path} is unreadable ({_line(error)}); trying the one before")
         if self._manager.checkpoints:
             raise UserError(
