@@ -286,6 +286,26 @@ def test_sigterm_to_any_machine_saves_and_ends_all_and_both_resume(arguments, tw
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("multi_worker")
+def test_what_one_machine_began_two_can_go_on_with(arguments, two, tmp_path):
+    command, pause = [*arguments, f"--run_dir={tmp_path}/run"], tmp_path / "pause"
+    machine = Machines(1, *command, PAUSE=pause, PAUSE_STEP=2)
+    await_pause(pause, machine)
+    machine.processes[0].send_signal(signal.SIGTERM)
+    pause.unlink()
+    assert machine.ends()[0][0] == 128 + signal.SIGTERM
+    again = Machines(2, *command).ends()
+    assert [code for code, _ in again] == [0, 0], again
+    assert all("original: resuming at step 3" in output for _, output in again)
+    [whole], [parts] = (rows(run / "thumbnet" / "metrics.csv") for run in (two[0].path, tmp_path / "run"))
+    for column in ("loss", "accuracy", "agreement", "val_loss"):
+        assert float(parts[column]) == pytest.approx(float(whole[column]), rel=1e-4), column
+    x, y = (RunDir(run).load_model("thumbnet", "student").variables for run in (two[0].path, tmp_path / "run"))
+    for whole, parts in zip(x, y, strict=True):
+        np.testing.assert_allclose(parts, whole, atol=1e-5, rtol=0, err_msg=whole.path)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("multi_worker")
 def test_a_run_directory_of_its_own_ends_the_job(arguments, tmp_path):
     own = {0: (f"--run_dir={tmp_path}/mine",), 1: (f"--run_dir={tmp_path}/other",)}
     (first, said), (second, told) = Machines(2, *arguments, own=own).ends()
