@@ -12,7 +12,8 @@ from train_helpers import CLASSES, assert_same, interrupt_at, rows, state_of
 
 from thumbnet_tf import evaluate, loop
 from thumbnet_tf.config import UserError
-from thumbnet_tf.train import make_strategy, train
+from thumbnet_tf.distribution import start
+from thumbnet_tf.train import train
 
 
 def test_a_run_leaves_what_is_promised(config):
@@ -139,12 +140,12 @@ def test_a_teacher_can_be_taken_from_another_run(config, tmp_path):
 
 
 def test_strategy(config):
-    assert make_strategy(config(strategy="none")).num_replicas_in_sync == 1
-    assert make_strategy(config(strategy="mirrored", cpu_devices=2)).num_replicas_in_sync == 2
+    assert start(config(strategy="none")).strategy.num_replicas_in_sync == 1
+    assert start(config(strategy="mirrored", cpu_devices=2)).strategy.num_replicas_in_sync == 2
     with pytest.raises(UserError, match="--batch_size must be a multiple of the 2 replicas. Received: 5"):
-        make_strategy(config(strategy="mirrored", cpu_devices=2, batch_size=5))
+        start(config(strategy="mirrored", cpu_devices=2, batch_size=5))
     with pytest.raises(UserError, match="--cpu_devices can't change once TensorFlow runs"):
-        make_strategy(config(cpu_devices=3))
+        start(config(cpu_devices=3))
 
 
 def test_two_replicas_train_and_resume(config, monkeypatch):

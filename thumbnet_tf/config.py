@@ -218,7 +218,8 @@ class Config:
     # --- machine
     strategy: str = option(
         "auto",
-        "auto = mirrored over several local accelerators, none on one device; multi_worker = the machines in TF_CONFIG",
+        "auto = multi_worker where TF_CONFIG names several machines, else mirrored over several local accelerators, "
+        "none on one device; multi_worker = the machines in TF_CONFIG, which must share the storage of run_dir",
         choices=("auto", "none", "mirrored", "multi_worker"),
     )
     cpu_devices: int = option(

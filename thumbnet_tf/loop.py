@@ -4,6 +4,7 @@ Every training resumes at the very step it was interrupted at: the batch is a fu
 (`data/pipeline.py`), and a checkpoint holds all variables, the optimizer's and the running means' included.
 """
 
+import functools
 import logging
 import math
 import pathlib
@@ -16,15 +17,18 @@ from contextlib import contextmanager
 import keras
 import tensorflow as tf
 
+from thumbnet_tf.checkpoints import Checkpoints
 from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.distribution import Job
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import Checkpoints, read_rows, saving, write_rows
+from thumbnet_tf.runs import read_rows, saving, write_rows
 from thumbnet_tf.trainer import Trainer
 
 TERMS = ("loss", "cl", "kd", "fm", "mm", "accuracy", "agreement")
 COLUMNS = ("epoch", "step", "learning_rate", *TERMS, *(f"val_{name}" for name in TERMS), "images_per_second")
 
 _LOG_STEPS = 25
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _log = logging.getLogger(__name__)
 
@@ -45,29 +49,31 @@ def train(
     name: str,
     epochs: int,
     steps_per_epoch: int,
-    train_batches: Callable[[int], tf.data.Dataset],
-    validation_batches: tf.data.Dataset,
-    strategy: tf.distribute.Strategy,
+    train_batches: Callable[[int, tf.distribute.InputContext], tf.data.Dataset],
+    validation_batches: Callable[[tf.distribute.InputContext], tf.data.Dataset],
+    job: Job,
 ) -> None:
     """Trains to the end, from the last checkpoint in `folder` where there is one.
 
     Args:
         trainer: compiled with an optimizer, built under the strategy's scope.
         cfg: the run's configuration.
-        folder: gets `checkpoints/`, `metrics.csv` and `tensorboard/`.
+        folder: gets `checkpoints/`, `metrics.csv` and `tensorboard/`, from the chief of several machines.
         name: for the progress line.
         epochs: number of epochs.
         steps_per_epoch: steps in each.
-        train_batches: maps a global step to the batches from there to the end.
-        validation_batches: batches of the validation split.
-        strategy: the distribution strategy.
+        train_batches: maps a global step and a machine's share to the batches from there to the end.
+        validation_batches: maps a machine's share to the batches of the validation split.
+        job: the strategy, and the machines that train together.
 
     Raises:
-        Interrupted: after SIGINT or SIGTERM, with the state saved.
-        UserError: when the loss is not finite, or the state can't be written.
+        Interrupted: after SIGINT or SIGTERM on any machine, with the state saved.
+        UserError: when the loss is not finite, the state can't be written, or another machine is gone.
     """
-    with saving(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    strategy = job.strategy
+    if job.is_chief:
+        with saving(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     step_variable = tf.Variable(0, dtype=tf.int64, trainable=False)
     with strategy.scope():
         trainer.optimizer.build(trainer.trainable_variables)
@@ -76,27 +82,28 @@ def train(
     state = {key: part.variables for key, part in parts.items() if part is not None and part.variables}
     state |= {f"mean_{tracker.name}": tracker.variables for tracker in trainer.metrics}
     state |= {"optimizer": trainer.optimizer.variables, "step": step_variable}
-    checkpoints = Checkpoints(folder / "checkpoints", state)
+    checkpoints = Checkpoints(folder / "checkpoints", state, job)
     if checkpoints.restore(_log.warning):
         _log.info("%s: resuming at step %d", name, int(step_variable))
     step, total = int(step_variable), epochs * steps_per_epoch
-    rows = _rows_until(folder / "metrics.csv", step)
+    rows = _rows_until(folder / "metrics.csv", step) if job.is_chief else []
     run_step, run_test = _compiled(trainer, strategy)
     writer = (
         tf.summary.create_file_writer(str(folder / "tensorboard"))
-        if cfg.tensorboard
+        if cfg.tensorboard and job.is_chief
         else tf.summary.create_noop_writer()
     )
-    validation = strategy.experimental_distribute_dataset(validation_batches)
+    batches = strategy.distribute_datasets_from_function(functools.partial(train_batches, step))
+    validation = strategy.distribute_datasets_from_function(validation_batches)
 
-    def save() -> None:
-        step_variable.assign(step)
-        checkpoints.save(step)
-
-    with _signals() as received, track(None, total, name, done=step) as bar:
+    with (
+        _signals() as received,
+        track(None, total, name, done=step) as bar,
+        job.watched(lambda: f"{name}, step {step}"),
+    ):
         last_save = time.monotonic()
         epoch_start, epoch_first_step = time.monotonic(), step
-        for batch in strategy.experimental_distribute_dataset(train_batches(step)) if step < total else ():
+        for batch in batches if step < total else ():
             run_step(batch)
             step += 1
             at_epoch_end = step % steps_per_epoch == 0
@@ -115,16 +122,22 @@ def train(
                     "images_per_second": f"{(step - epoch_first_step) * cfg.batch_size / seconds:.1f}",
                 }
                 rows.append(row)
-                write_rows(folder / "metrics.csv", COLUMNS, rows)
-                with saving(folder / "tensorboard"):
-                    _log_tensorboard(writer, row)
+                if job.is_chief:
+                    write_rows(folder / "metrics.csv", COLUMNS, rows)
+                    with saving(folder / "tensorboard"):
+                        _log_tensorboard(writer, row)
                 trainer.reset_metrics()
                 epoch_start, epoch_first_step = time.monotonic(), step
-            if received or step == total or time.monotonic() - last_save >= cfg.checkpoint_seconds:
-                save()
+            # clocks differ and a signal reaches one machine: all do what the chief's clock or any signal asks for
+            is_due = step == total or (job.is_chief and time.monotonic() - last_save >= cfg.checkpoint_seconds)
+            due, *signals = job.sum([is_due, *(number in received for number in _SIGNALS)])
+            stop = next((number for number, count in zip(_SIGNALS, signals, strict=True) if count), None)
+            if due or stop:
+                step_variable.assign(step)
+                checkpoints.save(step)
                 last_save = time.monotonic()
-            if received:
-                raise Interrupted(received[0])
+            if stop:
+                raise Interrupted(stop)
     if cfg.ema_momentum > 0:
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
 
@@ -232,8 +245,7 @@ def _signals() -> Iterator[list[int]]:
         print("finishing this step and saving; a second signal kills", file=sys.stderr)
         signal.signal(number, signal.SIG_DFL)
 
-    handled = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, note) for number in handled}
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
         yield received
     finally:

@@ -1,4 +1,4 @@
-"""The run directory: identity, lock, atomic files, checkpoints.
+"""The run directory: identity, lock, atomic files.
 
 <run>/log.txt                    what was logged, over all starts
 <run>/config.json, run.flags     what the run is, and the flagfile that repeats it
@@ -25,7 +25,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -80,6 +80,20 @@ class RunDir:
         write_atomically(self.path / "config.json", cfg.to_json())
         header = f"repeats this run: python -m thumbnet_tf.train --flagfile={self.path}/run.flags --run_dir=NEW"
         write_atomically(self.path / "run.flags", to_flagfile(cfg, header))
+
+    def join(self, cfg: Config) -> None:
+        """Checks that the first machine of the job has claimed this directory for the same configuration.
+
+        Raises:
+            UserError: when it was started with other flags.
+        """
+        first = self.config()
+        self._check_same(first, cfg)
+        if first.methods != cfg.methods:
+            raise UserError(
+                f"--methods must be the same on all machines: the first has {','.join(first.methods)}. "
+                f"Received: {','.join(cfg.methods)}"
+            )
 
     def _check_same(self, old: Config, new: Config) -> None:
         differences = [
@@ -218,6 +232,8 @@ def load_keras(path: str | os.PathLike) -> keras.Model:
         )
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except tf.errors.UnavailableError:  # another machine is gone while all load
+        raise
     except Exception as error:  # Keras raises many kinds for a broken archive
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} can't be loaded as a Keras model ({reason}); restore it or train again") from error
@@ -248,6 +264,8 @@ def saving(path: pathlib.Path) -> Iterator[None]:
     """Turns a failure to write (full disk, read-only folder) into one line."""
     try:
         yield
+    except tf.errors.UnavailableError:  # not the disk: another machine is gone while all save
+        raise
     except (OSError, tf.errors.OpError) as error:
         text = re.sub(r"\{\{.*?\}\}", "", getattr(error, "strerror", None) or str(error))  # TensorFlow's node names
         raise UserError(
@@ -282,38 +300,3 @@ def write_rows(path: pathlib.Path, columns: Sequence[str], rows: Sequence[Mappin
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue())
-
-
-class Checkpoints:
-    """The states of one training, written beside and renamed by TensorFlow; the last two are kept."""
-
-    def __init__(self, folder: pathlib.Path, objects: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self._checkpoint = tf.train.Checkpoint(**objects)
-        self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=2)
-
-    def restore(self, log: Callable[[str], None]) -> bool:
-        """Restores the last readable state.
-
-        Returns:
-            Whether there was one; False on a fresh start.
-
-        Raises:
-            UserError: when there are states and none can be read.
-        """
-        for path in reversed(self._manager.checkpoints):
-            try:
-                self._checkpoint.restore(path).assert_consumed()
-                return True
-            except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
-                log(f"checkpoint {path} is unreadable ({' '.join(str(error).split())[:120]}); trying the one before")
-        if self._manager.checkpoints:
-            raise UserError(
-                f"no checkpoint in {self.folder} can be read; delete that folder to train this method from its start"
-            )
-        return False
-
-    def save(self, step: int) -> None:
-        """Writes a state."""
-        with saving(self.folder):
-            self._manager.save(checkpoint_number=step)

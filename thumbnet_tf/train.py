@@ -6,17 +6,19 @@
 The same command goes on after an interruption, and trains nothing when the run is finished.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import pathlib
+import secrets
 import shutil
 import sys
 
 import keras
 import tensorflow as tf
 
-from thumbnet_tf import flags, loop, stages, teacher_cache, thumbnet
+from thumbnet_tf import distribution, flags, loop, stages, teacher_cache, thumbnet
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
@@ -46,59 +48,52 @@ def train(cfg: Config) -> RunDir:
     cfg = cfg.resolved()
     students = stages.students(cfg)
     run = RunDir(cfg.run_dir)
-    with run.lock(), thumbnet.precision(cfg.mixed_precision):
-        strategy = make_strategy(cfg)
+    job = distribution.start(cfg)
+    lock = run.lock() if job.is_chief else contextlib.nullcontext()
+    with lock, thumbnet.precision(cfg.mixed_precision), job.watched(lambda: "between two methods"):
         thumbnet.check(cfg)
-        run.claim(cfg)
-        with run.log_to_file():
+        _claim(run, cfg, job)
+        with run.log_to_file() if job.is_chief else contextlib.nullcontext():
+            if job.machines > 1:
+                with job.chief_first():  # they may share the directory that it is prepared in
+                    sources.prepare(cfg)
             dataset = sources.load(cfg)
             pipeline.steps_per_epoch(dataset.splits["train"], cfg)
-            if cfg.teacher != "train" and not run.is_done(ORIGINAL):
-                given = _given_teacher(cfg, dataset)
-            run.bind_data(dataset.facts())  # all that can be checked was; from here on the directory is this run's
+            if job.is_chief:
+                if cfg.teacher != "train" and not run.is_done(ORIGINAL):
+                    given = _given_teacher(cfg, dataset)
+                run.bind_data(dataset.facts())  # all that can be checked was; from here on the directory is this run's
+            job.barrier()
+            if not job.is_chief:
+                distribution.await_shared(run.path / "data.json", job)
+                run.check_data(dataset.facts())
             for method in (ORIGINAL, *students):
-                if run.is_done(method):
+                if job.from_chief(run.is_done(method)):
                     continue
-                if method == ORIGINAL and cfg.teacher != "train":
-                    _finish(run.method(method), {"teacher": given})
-                else:
-                    _finish(run.method(method), _train_method(method, cfg, run, dataset, strategy))
-            evaluate(run, dataset)
+                if method != ORIGINAL or cfg.teacher == "train":
+                    models = _train_method(method, cfg, run, dataset, job)
+                elif job.is_chief:
+                    models = {"teacher": given}
+                if job.is_chief:
+                    _finish(run.method(method), models)
+            if job.is_chief:
+                evaluate(run, dataset)
+            job.barrier()  # who leaves earlier looks lost to the others
     return run
 
 
-def make_strategy(cfg: Config) -> tf.distribute.Strategy:
-    """Returns the distribution strategy; must run before TensorFlow has touched its devices.
-
-    Raises:
-        UserError: when the batch can't be divided among the replicas, or the CPU can't be split any more.
-    """
-    if cfg.cpu_devices > 1:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        try:
-            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * cfg.cpu_devices)
-        except RuntimeError:
-            if len(tf.config.list_logical_devices("CPU")) != cfg.cpu_devices:
-                raise UserError(
-                    "--cpu_devices can't change once TensorFlow runs in this process; start a new one"
-                ) from None
-    kind = "GPU" if cfg.cpu_devices == 1 and tf.config.list_physical_devices("GPU") else "CPU"
-    devices = [device.name for device in tf.config.list_logical_devices(kind)]
-    if cfg.strategy == "none" or (cfg.strategy == "auto" and len(devices) == 1):
-        return tf.distribute.get_strategy()
-    if cfg.batch_size % len(devices):
-        raise UserError(f"--batch_size must be a multiple of the {len(devices)} replicas. Received: {cfg.batch_size}")
-    return mirrored(devices)
-
-
-def mirrored(devices: list[str]) -> tf.distribute.MirroredStrategy:
-    """Returns a MirroredStrategy; on CPU devices one that adds up on one device.
-
-    TensorFlow's default there, collective operations, numbers them anew in each strategy, so that two trainings in
-    one process get in each other's way.
-    """
-    on_cpu = all("CPU" in device for device in devices)
-    return tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice() if on_cpu else None)
+def _claim(run: RunDir, cfg: Config, job: distribution.Job) -> None:
+    """Makes the directory this configuration's, and checks that all machines see it and have the same flags."""
+    if job.is_chief:
+        run.claim(cfg)
+    if job.machines == 1:
+        return
+    token, path = secrets.randbits(48), run.path / "start"
+    if job.is_chief:
+        write_atomically(path, f"{token}\n")
+    distribution.await_shared(path, job, f"{job.from_chief(token)}\n")
+    if not job.is_chief:
+        run.join(cfg)
 
 
 def build_trainer(
@@ -179,7 +174,7 @@ def build_optimizer(
 
 
 def _train_method(
-    method: str, cfg: Config, run: RunDir, dataset: sources.Dataset, strategy: tf.distribute.Strategy
+    method: str, cfg: Config, run: RunDir, dataset: sources.Dataset, job: distribution.Job
 ) -> dict[str, keras.Model]:
     """Trains one method to its end and returns its models by the name they are saved under."""
     folder = run.method(method)
@@ -187,10 +182,12 @@ def _train_method(
     split = dataset.splits["train"]
     epochs = cfg.teacher_epochs if is_teacher else cfg.epochs
     steps = pipeline.steps_per_epoch(split, cfg)
-    with strategy.scope():
+    if not is_teacher:
+        distribution.await_shared(run.method(ORIGINAL) / "teacher.keras", job)
+    with job.strategy.scope():
         teacher = None if is_teacher else run.load_model(ORIGINAL, "teacher")
         trainer = build_trainer(
-            method, cfg, len(dataset.class_names), teacher, synchronized=strategy.num_replicas_in_sync > 1
+            method, cfg, len(dataset.class_names), teacher, synchronized=job.strategy.num_replicas_in_sync > 1
         )
         peak_rate = cfg.teacher_learning_rate if is_teacher else cfg.learning_rate
         trainer.compile(optimizer=build_optimizer(cfg, peak_rate, epochs * steps, trainer.trainable_variables))
@@ -198,11 +195,14 @@ def _train_method(
         caches = _caches(trainer, cfg, dataset, teacher)
         views = 0 if is_teacher else teacher_cache.number_of_views(cfg)  # T or not, all methods see the same images
 
-        def train_batches(step: int) -> tf.data.Dataset:
-            batches = pipeline.train_batches(split, cfg, start_step=step, epochs=epochs, views=views)
+        def train_batches(step: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
+            batches = pipeline.train_batches(split, cfg, step, epochs, views=views, context=context)
             return caches["train"].attach(batches) if "train" in caches else batches
 
-        validation = pipeline.eval_batches(dataset.splits["validation"], cfg)
+        def validation_batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            batches = pipeline.eval_batches(dataset.splits["validation"], cfg, context=context)
+            return caches["validation"].attach(batches) if caches else batches
+
         loop.train(
             trainer,
             cfg,
@@ -211,8 +211,8 @@ def _train_method(
             epochs=epochs,
             steps_per_epoch=steps,
             train_batches=train_batches,
-            validation_batches=caches["validation"].attach(validation) if caches else validation,
-            strategy=strategy,
+            validation_batches=validation_batches,
+            job=job,
         )
     if is_teacher:
         return {"teacher": plain(trainer.student)}
@@ -277,6 +277,9 @@ def main(cfg: Config) -> int:
     except loop.Interrupted as stop:
         print(f"interrupted by {stop}; the state is saved. The same command goes on.", file=sys.stderr)
         return stop.exit_code
+    if not distribution.task_of(cfg).is_chief:
+        print(f"done; the first machine has written models, logs and results to {run.path}")
+        return 0
     print(table(run))
     print(
         f"\nmodels, logs and results: {run.path}\n"

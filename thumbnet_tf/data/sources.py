@@ -138,6 +138,20 @@ def load(cfg: Config, splits: Sequence[str] = SPLITS, log: Callable[[str], None]
     return Dataset(cfg.dataset, found.class_names, loaded, hashlib.sha256(identity.encode()).hexdigest()[:16])
 
 
+def prepare(cfg: Config, log: Callable[[str], None] = _log.info) -> None:
+    """Makes a TFDS dataset where that is still to be done, without reading it; a folder needs nothing.
+
+    Args:
+        cfg: `dataset` and `data_dir` are used.
+        log: takes lines about what was found.
+
+    Raises:
+        UserError: as `load`.
+    """
+    if not cfg.dataset.startswith("folder:"):
+        listing.list_tfds(cfg.dataset, cfg.data_dir, log)
+
+
 def cut(names: Sequence[str], labels: np.ndarray, cut_test: bool, cut_validation: bool) -> dict[str, np.ndarray]:
     """Cuts splits from train by the rule in this module's docstring.
 

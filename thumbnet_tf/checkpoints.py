@@ -1,0 +1,88 @@
+"""The states that a training resumes from."""
+
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from thumbnet_tf.config import UserError
+from thumbnet_tf.distribution import Job
+from thumbnet_tf.runs import saving
+
+_NONE = -1
+
+
+class Checkpoints:
+    """The states of one training, written beside and renamed by TensorFlow; the last two are kept.
+
+    Of several machines all save and restore at the same time, but only the chief's states are kept.
+    """
+
+    def __init__(self, folder: pathlib.Path, objects: Mapping[str, Any], job: Job) -> None:
+        """Takes the place and what changes while training.
+
+        Args:
+            folder: where the states lie.
+            objects: what a state holds, by name.
+            job: the machines that train.
+        """
+        self.folder = folder
+        self._job = job
+        self._checkpoint = tf.train.Checkpoint(**objects)
+        self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=2, checkpoint_name="ckpt")
+
+    def restore(self, log: Callable[[str], None]) -> bool:
+        """Restores the last state that can be read; on all machines the one that the chief could read.
+
+        Returns:
+            Whether there was one; False on a fresh start.
+
+        Raises:
+            UserError: when there are states and none can be read.
+        """
+        number = self._job.from_chief(self._last_readable(log) if self._job.is_chief else _NONE)
+        if number == _NONE:
+            return False
+        path = self.folder / f"ckpt-{number}"
+        try:  # together: to restore the running means, TensorFlow adds them up over the machines
+            self._checkpoint.restore(str(path)).assert_consumed()
+        except tf.errors.UnavailableError:  # not the file: another machine is gone
+            raise
+        except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
+            raise UserError(
+                f"a checkpoint doesn't fit this training ({_line(error)}); delete its folder to train this method "
+                f"from its start. Received: {path}"
+            ) from error
+        return True
+
+    def _last_readable(self, log: Callable[[str], None]) -> int:
+        """Returns the number of the last state whose every value can be read and agrees with its checksum."""
+        for path in reversed(self._manager.checkpoints):
+            try:
+                reader = tf.train.load_checkpoint(path)
+                for name in reader.get_variable_to_shape_map():
+                    reader.get_tensor(name)
+                return int(path.rpartition("-")[2])
+            except (tf.errors.OpError, IndexError, ValueError) as error:
+                log(f"checkpoint {path} is unreadable ({_line(error)}); trying the one before")
+        if self._manager.checkpoints:
+            raise UserError(
+                f"no checkpoint in {self.folder} can be read; delete that folder to train this method from its start"
+            )
+        return _NONE
+
+    def save(self, step: int) -> None:
+        """Writes a state."""
+        with saving(self.folder):
+            if self._job.is_chief:
+                self._manager.save(checkpoint_number=step)
+                return
+            # reading the running means adds them up over the machines, so all must save; theirs is thrown away
+            with tempfile.TemporaryDirectory() as elsewhere:
+                self._checkpoint.write(f"{elsewhere}/ckpt")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
