@@ -24,7 +24,7 @@ LAYERS = (
         "client_transport",
         "folding",
     },
-    {"backbones", "intake", "client_thumbnails"},
+    {"backbones", "intake", "client_thumbnails", "frozen", "timing"},
     {"downscaler"},
     {"data.fine_detail", "data.store", "thumbnet", "tflite", "tflite_metadata", "twin"},
     {"fake_quant"},
@@ -34,10 +34,21 @@ LAYERS = (
     {"data"},
     {"trainer"},
     {"runs"},
-    {"loop", "publish", "serving", "warmup", "parity", "card"},
+    {"loop", "publish", "serving", "warmup", "parity", "card", "peak_memory", "benchmark_report"},
     {"qat"},
     {"variants"},
-    {"evaluate", "gallery", "train", "predict", "plots", "export", "wire", "client"},
+    {
+        "evaluate",
+        "gallery",
+        "train",
+        "predict",
+        "plots",
+        "export",
+        "wire",
+        "client",
+        "benchmark",
+        "benchmark_inference",
+    },
 )
 
 
