@@ -76,10 +76,15 @@ def on_pixels(model: keras.Model) -> keras.Model:
         settings = {"use_bias": False} if layer.name in behind and type(layer) is layers.Conv2D else {}
         return type(layer).from_config({**layer.get_config(), **settings})
 
+    latest: list[keras.KerasTensor] = []  # what was called last; the layers come by depth, pooling next to its sum
+
     def call(layer: layers.Layer, x: keras.KerasTensor, *args, **kwargs) -> keras.KerasTensor:
         if layer.name == first.name:
             return x
+        if type(layer) is layers.AveragePooling2D and layer.name in behind and latest:
+            x = After(name=f"{layer.name}_after")([x, latest[-1]])  # pooled earlier, it would lie beside larger maps
         y = layer(x, *args, **kwargs)
+        latest[:] = [y]
         if type(layer) is layers.Conv2D and layer.name in behind:
             return AddMap(name=f"{layer.name}_map")(y)
         return type(first).from_config(first.get_config())(y) if layer.name in behind else y
@@ -105,6 +110,14 @@ class AddMap(layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         return x + self.map
+
+
+class After(layers.Layer):
+    """Returns the first of two tensors, once the second is there."""
+
+    def call(self, tensors: list[tf.Tensor]) -> tf.Tensor:
+        with tf.control_dependencies([tensors[1]]):
+            return tf.identity(tensors[0])
 
 
 def _is_linear(layer: layers.Layer) -> bool:

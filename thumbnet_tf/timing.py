@@ -1,0 +1,73 @@
+"""Measures how long functions take, side by side."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
+
+import numpy as np
+
+from thumbnet_tf.progress import track
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """What was measured of one case: milliseconds of each call."""
+
+    milliseconds: np.ndarray
+
+    @property
+    def median(self) -> float:
+        """Half of the calls took less."""
+        return self.percentile(50)
+
+    def percentile(self, percent: float) -> float:
+        """Returns the milliseconds that `percent` of the calls stayed below."""
+        return float(np.percentile(self.milliseconds, percent))
+
+
+def measure(
+    cases: Mapping[Key, Callable[[], object]],
+    *,
+    rounds: int,
+    calls: int = 1,
+    warm_up: int = 1,
+    what: str = "measuring",
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Key, Times]:
+    """Measures cases that take turns in one process, so that a disturbance of the machine hits all alike.
+
+    Each turn starts with calls that are not measured: they bring a case's weights back into the caches, as in a
+    process that does nothing else. A first round is not measured at all, for what is done once.
+
+    Args:
+        cases: functions without arguments that return when the work is done.
+        rounds: measured turns of each case.
+        calls: measured calls in a turn.
+        warm_up: calls before them in each turn.
+        what: the progress line's first words.
+        clock: returns seconds.
+
+    Returns:
+        The times of each case, `rounds * calls` of them.
+
+    Raises:
+        ValueError: when nothing would be measured.
+    """
+    if rounds < 1 or calls < 1:
+        raise ValueError(f"rounds and calls must be at least 1. Received: {rounds} and {calls}")
+    seconds: dict[Key, list[float]] = {key: [] for key in cases}
+    with track(None, (rounds + 1) * len(cases), what) as bar:
+        for number in range(rounds + 1):
+            for key, call in cases.items():
+                for _ in range(warm_up):
+                    call()
+                for _ in range(calls if number else 1):
+                    before = clock()
+                    call()
+                    if number:
+                        seconds[key].append(clock() - before)
+                bar.update()
+    return {key: Times(1000 * np.array(values)) for key, values in seconds.items()}
