@@ -8,7 +8,7 @@ import pytest
 from absl import flags as absl_flags
 
 from experiments import choices, deployment, summary, tflite_latency
-from thumbnet_tf import client, evaluate, export, flags, plots, predict, wire
+from thumbnet_tf import benchmark, benchmark_report, client, evaluate, export, flags, plots, predict, wire
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.runs import read_rows
 
@@ -22,6 +22,7 @@ OPTIONS = {
     "export": export.Options,
     "client": client.Options,
     "wire": wire.Options,
+    "benchmark": benchmark.Options,
 }
 
 
@@ -42,7 +43,7 @@ def test_every_command_parses(monkeypatch):
         flags.define(OPTIONS[name], positional, flag_values=values)
         rest = values([name, *arguments])
         options = flags.parsed(OPTIONS[name], rest[1:], positional, flag_values=values)
-        assert getattr(options, "run_dir", True) or name == "train"
+        assert getattr(options, "run_dir", True) or name in ("train", "benchmark")
         seen.add(name)
     assert {"train", "predict", "plots", "export", "client"} <= seen
 
@@ -68,6 +69,13 @@ def test_tables_of_deployment_are_those_of_their_result_files():
     assert summary.block("flowers_quick_wire").search(page)[2] == deployment.wire_markdown(rows) + "\n"
     rows = read_rows(summary.RESULTS / "tflite_latency.csv")
     assert summary.block("tflite_latency").search(page)[2] == tflite_latency.markdown(rows) + "\n"
+
+
+def test_table_of_the_inference_benchmark_is_that_of_its_result_file():
+    page = (ROOT / "experiments" / "README.md").read_text()
+    rows = read_rows(summary.RESULTS / "benchmark_inference.csv")
+    assert {row["backbone"] for row in rows} == {"resnet18", "resnet50"}
+    assert summary.block("benchmark_inference").search(page)[2] == benchmark_report.markdown(rows) + "\n"
 
 
 def test_what_the_readme_says_of_the_wire_is_in_its_table():

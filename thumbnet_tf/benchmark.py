@@ -1,0 +1,45 @@
+"""Measures what thumbnails save on this machine.
+
+  python -m thumbnet_tf.benchmark                                  # random ResNet-18 and -50 at 224 px
+  python -m thumbnet_tf.benchmark --run_dir=runs/quickstart        # the models of a finished run
+  python -m thumbnet_tf.benchmark --quick                          # a first impression within a minute
+
+All cases take turns in one process, so that what counts, their ratio, holds on a busy machine too. Writes
+`benchmark_inference.csv` and `benchmark_inference.png`.
+"""
+
+import dataclasses
+
+from thumbnet_tf import benchmark_inference, flags
+from thumbnet_tf.config import check_options, option
+
+# what can be measured -> the function that does it; each writes benchmark_<what>.csv and .png
+WHAT = {"inference": benchmark_inference.run}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the command."""
+
+    what: str = option("inference", "what to measure", choices=tuple(WHAT))
+    run_dir: str = option("", "run directory made by thumbnet_tf.train; default: random models at 224 px")
+    out: str = option("", "folder of the results; default <run_dir>/benchmark or runs/benchmark")
+    rounds: int = option(5, "turns that each case takes", minimum=1, maximum=1000)
+    quick: bool = option(False, "random models: ResNet-18 at ratio 4 alone")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @property
+    def folder(self) -> str:
+        """Where the results go."""
+        return self.out or (f"{self.run_dir}/benchmark" if self.run_dir else "runs/benchmark")
+
+
+def main(options: Options) -> None:
+    """Measures and prints the table."""
+    WHAT[options.what](options)
+
+
+if __name__ == "__main__":
+    flags.run(main, Options)

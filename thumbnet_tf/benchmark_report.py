@@ -1,0 +1,90 @@
+"""The table and the figure of the inference benchmark."""
+
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from thumbnet_tf.runs import write_atomically
+
+# case -> what it is called in the table and the figure
+CASES = {
+    "macs": "multiply-adds",
+    "peak_memory": "peak memory of activations, batch 32",
+    "keras_latency": "plain Keras call, batch 1",
+    "function_latency": "tf.function, batch 1",
+    "frozen_latency": "frozen, batch 1",
+    "keras_throughput": "plain Keras call, batch 32",
+    "frozen_throughput": "frozen, batch 32",
+    "tflite_latency": "TFLite, 1 thread, batch 1",
+}
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a table: what T costs, and how many times less E + S and S alone cost."""
+    titles = ["backbone, px", "measured", "T"]
+    groups = list(dict.fromkeys((str(row["backbone"]), str(row["image_size"])) for row in rows))
+    columns = list(dict.fromkeys((row["model"], int(row["ratio"])) for row in rows if row["model"] != "teacher"))
+    columns.sort(key=lambda column: (-column[1], column[0] == "student"))
+    titles += [f"{'E + S' if model == 'thumbnet' else 'S alone'}, ratio {ratio}" for model, ratio in columns]
+    lines = [titles, ["---", "---", *["---:"] * (len(titles) - 2)]]
+    for backbone, size in groups:
+        cells = {
+            (row["case"], row["model"], int(row["ratio"])): row for row in rows if str(row["backbone"]) == backbone
+        }
+        for case, title in CASES.items():
+            line = [f"{backbone}, {size}", title, _amount(cells[case, "teacher", 1])]
+            for column in columns:
+                row = cells.get((case, *column))
+                line.append(f"{_amount(row)} ({float(row['teacher_over_it']):.1f}x less)" if row else "-")
+            lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _amount(row: Mapping[str, Any]) -> str:
+    value, unit = float(row["median"]), row["unit"]
+    if unit == "bytes":
+        return f"{value / 2**20:.1f} MiB"
+    if unit == "multiply-adds":
+        return f"{value / 1e6:.0f} M"
+    return f"{value:.1f} {unit}"
+
+
+def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draws how many times less than T each model costs, beside what its multiply-adds promise."""
+    groups = list(dict.fromkeys(row["backbone"] for row in rows))
+    columns = list(dict.fromkeys((row["model"], int(row["ratio"])) for row in rows if row["model"] != "teacher"))
+    drawing = Figure(figsize=(11, 1 + 4.2 * len(groups)), dpi=120, layout="constrained")
+    height = 0.8 / len(columns)
+    for axes, backbone in zip(drawing.subplots(len(groups), squeeze=False)[:, 0], groups, strict=True):
+        found = {
+            (row["case"], row["model"], int(row["ratio"])): float(row["teacher_over_it"])
+            for row in rows
+            if row["backbone"] == backbone
+        }
+        for index, column in enumerate(columns):
+            name = "E + S" if column[0] == "thumbnet" else "S alone"
+            places = np.arange(len(CASES)) + (index - (len(columns) - 1) / 2) * height
+            bars = axes.barh(
+                places, [found[case, *column] for case in CASES], height, label=f"{name}, ratio {column[1]}"
+            )
+            axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
+        axes.set_yticks(range(len(CASES)), CASES.values())
+        axes.invert_yaxis()
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.grid(axis="x", alpha=0.3)
+        axes.margins(x=0.06)
+        axes.set_title(f"{backbone} at {rows[0]['image_size']} px: how many times less than T")
+        axes.legend(loc="lower right")
+    return drawing
+
+
+def write_png(path: pathlib.Path, drawing: Figure) -> None:
+    """Writes a figure."""
+    content = io.BytesIO()
+    FigureCanvasAgg(drawing).print_png(content)
+    write_atomically(path, content.getvalue())
