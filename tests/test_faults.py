@@ -32,6 +32,30 @@ def test_changed_data_is_refused_on_resume(config, folder):
         train(config(methods=("direct", "bicubic")))
 
 
+def test_an_image_changed_in_place_is_refused_on_resume(config, folder):
+    train(config(methods=("direct",)))
+    path = folder / "train" / "red" / "0.png"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1  # of the last chunk's checksum, which the decoder doesn't mind: as large and as readable as before
+    path.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"the data changed since this run started \(contents was"):
+        train(config(methods=("direct", "bicubic")))
+
+
+def test_a_batch_that_does_not_fit_tells_what_to_lower(config, monkeypatch):
+    def out_of_memory(*args):
+        def step(batch):
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+        return step, step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_compiled", out_of_memory)
+        with pytest.raises(UserError, match=r"original, step 0: a batch doesn't fit into memory; lower --batch_size"):
+            train(config(methods=("direct",)))
+    assert train(config(methods=("direct",))).is_done("direct")
+
+
 def test_a_folder_with_other_files_is_refused(config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("precious")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import multiprocessing
+import resource
 import shutil
 import signal
 import threading
@@ -176,8 +177,41 @@ def test_damage_while_training_is_one_line(cached):
     batches = caches["train"].attach(pipeline.train_batches(dataset.splits["train"], cfg, views=2))
     for path in caches["train"].folder.rglob("0*"):
         path.write_bytes(bytes(len(path.read_bytes())))
-    with pytest.raises(tf.errors.OpError, match="T's cache .* can't be read any more"):
+    with pytest.raises(tf.errors.OpError, match=teacher_cache.UNREADABLE):
         list(batches)
+
+
+def test_a_cache_that_goes_while_training_ends_it_with_one_line(config, monkeypatch):
+    attach = teacher_cache.TeacherCache.attach
+
+    def damaged(cache, batches):
+        for path in cache.folder.rglob("0*"):
+            path.write_bytes(bytes(path.stat().st_size))
+        return attach(cache, batches)
+
+    options = {"teacher_cache": "all", "augment": "none"}
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_cache.TeacherCache, "attach", damaged)
+        with pytest.raises(UserError, match=r"thumbnet, step \d+: .*T's cache can't be read any more: .* made anew"):
+            train(config(**options))
+    assert train(config(**options)).is_done("thumbnet")
+
+
+def test_a_full_disk_while_caching_leaves_what_was_finished(cached, tmp_path):
+    cfg, dataset, teacher = cached
+    whole = {p.name: p.read_bytes() for p in files_of(prepare(cfg, dataset, teacher))}
+    shutil.rmtree(teacher_cache.folder_of(cfg))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, limits[1]))  # logits of 8 examples fit, their maps don't
+    try:
+        with pytest.raises(UserError, match=r"can't be written \(.*File too large.*; what was saved before is intact"):
+            prepare(cfg, dataset, teacher)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert not list(teacher_cache.folder_of(cfg).rglob("*.partial"))
+    assert {p.name: p.read_bytes() for p in files_of(prepare(cfg, dataset, teacher))} == whole
 
 
 def test_the_limit_is_obeyed_before_anything_is_written(cached):

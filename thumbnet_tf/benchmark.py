@@ -1,20 +1,21 @@
-"""Measures what thumbnails save on this machine.
+"""Measures what thumbnails save on this machine, and how fast they are learned.
 
-  python -m thumbnet_tf.benchmark                                  # random ResNet-18 and -50 at 224 px
+  python -m thumbnet_tf.benchmark                                  # inference: random ResNet-18 and -50 at 224 px
   python -m thumbnet_tf.benchmark --run_dir=runs/quickstart        # the models of a finished run
+  python -m thumbnet_tf.benchmark --what=training                  # the training step, its parts and others' loops
   python -m thumbnet_tf.benchmark --quick                          # a first impression within a minute
 
 All cases take turns in one process, so that what counts, their ratio, holds on a busy machine too. Writes
-`benchmark_inference.csv` and `benchmark_inference.png`.
+`benchmark_<what>.csv` and `benchmark_<what>.png`.
 """
 
 import dataclasses
 
-from thumbnet_tf import benchmark_inference, flags
+from thumbnet_tf import benchmark_inference, benchmark_training, flags
 from thumbnet_tf.config import check_options, option
 
 # what can be measured -> the function that does it; each writes benchmark_<what>.csv and .png
-WHAT = {"inference": benchmark_inference.run}
+WHAT = {"inference": benchmark_inference.run, "training": benchmark_training.run}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Options:
     run_dir: str = option("", "run directory made by thumbnet_tf.train; default: random models at 224 px")
     out: str = option("", "folder of the results; default <run_dir>/benchmark or runs/benchmark")
     rounds: int = option(5, "turns that each case takes", minimum=1, maximum=1000)
-    quick: bool = option(False, "random models: ResNet-18 at ratio 4 alone")
+    quick: bool = option(False, "fewer cases: at 224 px ResNet-18 at ratio 4 alone; training at 128 px alone")
 
     def __post_init__(self) -> None:
         check_options(self)

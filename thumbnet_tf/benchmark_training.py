@@ -5,8 +5,10 @@ take turns. What each case does is told in `ABOUT`.
 """
 
 import dataclasses
+import pathlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,10 +16,12 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from thumbnet_tf import losses, teacher_cache, thumbnet, timing
+from thumbnet_tf.benchmark_report import write_png
 from thumbnet_tf.config import Config
 from thumbnet_tf.data import pipeline
 from thumbnet_tf.data.sources import Split
 from thumbnet_tf.data.store import MemoryStore
+from thumbnet_tf.runs import RunDir, saving, write_rows
 from thumbnet_tf.train import build_optimizer, build_trainer
 from thumbnet_tf.trainer import Trainer
 
@@ -44,6 +48,28 @@ CLASSES = 10
 _BATCHES = 8  # that the pipeline cases go through
 
 Cases = dict[str, tuple[Callable[[], object], int]]  # name -> a function and the images it takes
+
+
+def run(options: Any) -> None:
+    """Measures, writes `benchmark_training.csv` and `.png`, and prints the table.
+
+    Args:
+        options: of the main (`run_dir`, `folder`, `rounds`, `quick`).
+
+    Raises:
+        UserError: when the run can't be read or the results can't be written.
+    """
+    settings = (
+        [RunDir.existing(options.run_dir).config()] if options.run_dir else DEFAULTS[: 1 if options.quick else None]
+    )
+    rows = [row for cfg in settings for row in measure(cfg, options.rounds)]
+    folder = pathlib.Path(options.folder)
+    with saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows(folder / "benchmark_training.csv", COLUMNS, rows)
+        write_png(folder / "benchmark_training.png", figure(rows))
+    print(markdown(rows))
+    print(f"\nwrote {folder}/benchmark_training.csv and .png")
 
 
 def measure(cfg: Config, rounds: int, cases: Sequence[str] | None = None) -> list[dict]:
@@ -236,6 +262,32 @@ def _made_up(cfg: Config, count: int) -> Split:
     store = MemoryStore([pixels], np.zeros(count, np.int32), offset, shape)
     labels = np.arange(count, dtype=np.int64) % CLASSES
     return Split("train", labels, tuple(map(str, range(count))), (), "made up", store)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the rows as a table, a column of images a second and one of the ratio for each configuration."""
+    settings = list(dict.fromkeys((row["image_size"], row["ratio"], row["batch"]) for row in rows))
+    lines = [["case", "what it is"], ["---", "---"]]
+    for size, ratio, batch in settings:
+        lines[0] += [
+            f"images/s, {size} to {int(size) // int(ratio)} px, batch {batch}",
+            "p10 to p90",
+            "/ step_uncached",
+        ]
+        lines[1] += ["---:"] * 3
+    found = {(row["case"], row["image_size"], row["ratio"], row["batch"]): row for row in rows}
+    for case, about in ABOUT.items():
+        line = [f"`{case}`", about]
+        for setting in settings:
+            row, base = found[case, *setting], found["step_uncached", *setting]
+            share = float(row["median"]) / float(base["median"])
+            line += [
+                f"{float(row['median']):.0f}",
+                f"{float(row['p10']):.0f} to {float(row['p90']):.0f}",
+                f"{share:.2f}",
+            ]
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def figure(rows: Sequence[Mapping[str, str]]) -> Figure:

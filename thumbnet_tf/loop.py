@@ -22,6 +22,7 @@ from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.distribution import Job
 from thumbnet_tf.progress import track
 from thumbnet_tf.runs import read_rows, saving, write_rows
+from thumbnet_tf.teacher_cache import UNREADABLE
 from thumbnet_tf.trainer import Trainer
 
 TERMS = ("loss", "cl", "kd", "fm", "mm", "accuracy", "agreement")
@@ -99,6 +100,7 @@ def train(
     with (
         _signals() as received,
         track(None, total, name, done=step) as bar,
+        _explained(cfg, lambda: f"{name}, step {step}"),
         job.watched(lambda: f"{name}, step {step}"),
     ):
         last_save = time.monotonic()
@@ -140,6 +142,27 @@ def train(
                 raise Interrupted(stop)
     if cfg.ema_momentum > 0:
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
+
+
+@contextmanager
+def _explained(cfg: Config, doing: Callable[[], str]) -> Iterator[None]:
+    """Turns what TensorFlow raises where the user can help into one line."""
+    try:
+        yield
+    except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        raise UserError(
+            f"{doing()}: a batch doesn't fit into memory; lower --batch_size (and --learning_rate with it), --image_size "
+            f"or --width in a new --run_dir, or --memory_limit_gb, which keeps images there. "
+            f"Received: --batch_size={cfg.batch_size} --image_size={cfg.image_size} --width={cfg.width:g}"
+        ) from error
+    except tf.errors.OpError as error:
+        if UNREADABLE not in error.message:
+            raise
+        line = next(line for line in error.message.splitlines() if UNREADABLE in line)
+        raise UserError(
+            f"{doing()}: {line.strip()}; the last checkpoint is intact. Give the same command again: what is damaged is "
+            "made anew"
+        ) from error
 
 
 def _rows_until(path: pathlib.Path, step: int) -> list[dict[str, str]]:

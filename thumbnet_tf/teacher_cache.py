@@ -35,6 +35,7 @@ from thumbnet_tf.progress import track
 from thumbnet_tf.runs import saving, write_atomically
 
 BLOCK = 4096  # examples in a file
+UNREADABLE = "T's cache can't be read any more"  # what a reader's error begins with
 _FORMAT = 1  # part of the key: raise it when views or records change their meaning
 _OPTIONS = "group_size:1,uncompressed"  # every record can be read alone; T's maps hardly compress
 _TRAIN = "train"
@@ -141,7 +142,7 @@ class TeacherCache:
             try:
                 found = [b"".join(source.__getitems__(places)) for source in sources]
             except Exception as error:  # the library raises RuntimeError, IndexError and others
-                raise OSError(f"T's cache {self.folder} can't be read any more: {error}") from None
+                raise OSError(f"{UNREADABLE}: {self.folder} ({error})") from None
             return [np.frombuffer(data, _dtype(name)) for name, data in zip(names, found, strict=True)]
 
         def add(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
