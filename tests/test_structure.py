@@ -36,7 +36,7 @@ LAYERS = (
     {"data"},
     {"trainer"},
     {"runs", "distribution"},
-    {"checkpoints"},
+    {"checkpoints", "teacher_cache"},
     {
         "loop",
         "publish",
@@ -44,7 +44,6 @@ LAYERS = (
         "warmup",
         "parity",
         "card",
-        "teacher_cache",
         "peak_memory",
         "benchmark_report",
     },

@@ -151,8 +151,8 @@ def _explained(cfg: Config, doing: Callable[[], str]) -> Iterator[None]:
         yield
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
         raise UserError(
-            f"{doing()}: a batch doesn't fit into memory; lower --batch_size (and --learning_rate with it), --image_size "
-            f"or --width in a new --run_dir, or --memory_limit_gb, which keeps images there. "
+            f"{doing()}: a batch doesn't fit into memory; lower --batch_size (and --learning_rate with it), "
+            "--image_size or --width in a new --run_dir, or --memory_limit_gb, which keeps images there. "
             f"Received: --batch_size={cfg.batch_size} --image_size={cfg.image_size} --width={cfg.width:g}"
         ) from error
     except tf.errors.OpError as error:
@@ -160,8 +160,8 @@ def _explained(cfg: Config, doing: Callable[[], str]) -> Iterator[None]:
             raise
         line = next(line for line in error.message.splitlines() if UNREADABLE in line)
         raise UserError(
-            f"{doing()}: {line.strip()}; the last checkpoint is intact. Give the same command again: what is damaged is "
-            "made anew"
+            f"{doing()}: {line.strip()}; the last checkpoint is intact. Give the same command again: what is damaged "
+            "is made anew"
         ) from error
 
 
