@@ -63,13 +63,14 @@ def markdown(rows: list[dict[str, str]]) -> str:
         small = int(found[0]["macs_downscaler"]) / 1e6
         cost = f"{int(found[0]['macs']) / 1e6:.1f}" + (f" (+ {small:.1f})" if small else "")
         lines.append(
-            f"| `{method}` | {METHODS[method].about} | {_spread(found, 'top1')} "
-            f"| {_spread(found, 'teacher_agreement')} | {share} | {cost} | {len(found)} |"
+            f"| `{method}` | {METHODS[method].about} | {spread(found, 'top1')} "
+            f"| {spread(found, 'teacher_agreement')} | {share} | {cost} | {len(found)} |"
         )
     return "\n".join(lines)
 
 
-def _spread(rows: list[dict[str, str]], column: str) -> str:
+def spread(rows: list[dict[str, str]], column: str) -> str:
+    """Returns the mean of a column of shares in percent, and the standard deviation where there are several rows."""
     values = [100 * float(row[column]) for row in rows]
     if len(values) == 1:
         return f"{values[0]:.1f}"
