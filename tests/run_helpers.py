@@ -54,6 +54,7 @@ def _trained(folder: Path, **changes) -> Path:
         epochs=1,
         methods=("direct", "bicubic", "thumbnet"),
         strategy="none",
+        teacher_cache="off",
         tensorboard=False,
     )
     cfg = dataclasses.replace(cfg, **changes)

@@ -46,6 +46,7 @@ def config(tmp_path, folder, tiny_resnet):
             "checkpoint_seconds": 0.0,
             "methods": ("direct", "thumbnet"),
             "strategy": "none",
+            "teacher_cache": "off",  # tests of the cache say what they want of it
             "run_dir": str(tmp_path / name),
         }
         return Config(**{**common, **values})

@@ -173,7 +173,7 @@ class Config:
 
     # --- cache of T's outputs
     teacher_cache: str = option(
-        "off",
+        "all",
         "what of T is computed once and read from disk while training: nothing, its logits, or all that the losses use",
         choices=("off", "logits", "all"),
     )
