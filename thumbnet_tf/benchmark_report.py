@@ -79,7 +79,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.grid(axis="x", alpha=0.3)
         axes.margins(x=0.06)
         axes.set_title(f"{backbone} at {rows[0]['image_size']} px: how many times less than T")
-        axes.legend(loc="lower right")
+    drawing.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(columns))
     return drawing
 
 
