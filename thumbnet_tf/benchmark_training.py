@@ -125,22 +125,20 @@ def _cases(cfg: Config) -> Cases:
     trainer.optimizer.build(trainer.trainable_variables)
     caches = teacher_cache.prepare(cfg, teacher, {"train": split}, "made up", ["logits", cfg.fm_tap])
 
-    def batches(cached: bool) -> tf.data.Dataset:
-        found = pipeline.train_batches(split, cfg, views=1)
-        return caches["train"].attach(found) if cached else found
-
-    batch = next(iter(batches(cached=True)))
+    uncached = pipeline.train_batches(split, cfg, views=1)  # made once: its graph is traced once in a training, too
+    cached = caches["train"].attach(uncached)
+    batch = next(iter(cached))
     images, labels, mask = batch["image"], batch["label"], batch["mask"]
     given = {name: batch[name] for name in ("logits", cfg.fm_tap)}
     step = tf.function(trainer.train_step)
 
-    def train(cached: bool) -> None:
-        for batch in batches(cached):
-            inputs = {name: batch[name] for name in ("image", *(given if cached else ()))}
+    def train(batches: tf.data.Dataset) -> None:
+        for batch in batches:
+            inputs = {name: batch[name] for name in ("image", *given) if name in batch}
             step((inputs, batch["label"], batch["mask"]))
 
     def drain() -> None:
-        for _ in batches(cached=True):
+        for _ in cached:
             pass
 
     size = cfg.batch_size
@@ -151,8 +149,8 @@ def _cases(cfg: Config) -> Cases:
         "plain_kd_loop": (_plain_kd_loop(cfg, teacher, images, labels), size),
         "keras_distiller": (_distiller(cfg, teacher, images, labels), size),
         "pipeline": (drain, _BATCHES * size),
-        "training_uncached": (lambda: train(cached=False), _BATCHES * size),
-        "training_cached": (lambda: train(cached=True), _BATCHES * size),
+        "training_uncached": (lambda: train(uncached), _BATCHES * size),
+        "training_cached": (lambda: train(cached), _BATCHES * size),
     }
 
 
