@@ -56,6 +56,12 @@ def test_a_batch_that_does_not_fit_tells_what_to_lower(config, monkeypatch):
     assert train(config(methods=("direct",))).is_done("direct")
 
 
+def test_threads_can_not_change_in_a_process_that_runs(config):
+    tf.constant(1) + 1
+    with pytest.raises(UserError, match=r"--intra_op_threads can't change once TensorFlow runs .* Received: 7"):
+        train(config(intra_op_threads=7))
+
+
 def test_a_folder_with_other_files_is_refused(config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("precious")

@@ -11,7 +11,7 @@ All cases take turns in one process, so that what counts, their ratio, holds on 
 
 import dataclasses
 
-from thumbnet_tf import benchmark_inference, benchmark_training, flags
+from thumbnet_tf import benchmark_inference, benchmark_training, distribution, flags
 from thumbnet_tf.config import check_options, option
 
 # what can be measured -> the function that does it; each writes benchmark_<what>.csv and .png
@@ -26,6 +26,8 @@ class Options:
     run_dir: str = option("", "run directory made by thumbnet_tf.train; default: random models at 224 px")
     out: str = option("", "folder of the results; default <run_dir>/benchmark or runs/benchmark")
     rounds: int = option(5, "turns that each case takes", minimum=1, maximum=1000)
+    intra_op_threads: int = option(0, "as in thumbnet_tf.train", minimum=0)
+    inter_op_threads: int = option(0, "as in thumbnet_tf.train", minimum=0)
     quick: bool = option(False, "fewer cases: at 224 px ResNet-18 at ratio 4 alone; training at 128 px alone")
 
     def __post_init__(self) -> None:
@@ -39,6 +41,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Measures and prints the table."""
+    distribution.set_threads(options.intra_op_threads, options.inter_op_threads)
     WHAT[options.what](options)
 
 

@@ -225,6 +225,12 @@ class Config:
     cpu_devices: int = option(
         1, "logical CPU devices; more than 1 tries MirroredStrategy without a GPU", minimum=1, maximum=64
     )
+    intra_op_threads: int = option(
+        0, "threads that share one operation; 0 = TensorFlow's choice, all cores", minimum=0, identity=False
+    )
+    inter_op_threads: int = option(
+        0, "operations that run side by side; 0 = TensorFlow's choice, all cores", minimum=0, identity=False
+    )
     checkpoint_seconds: float = option(60.0, "seconds between checkpoints; 0 = every step", minimum=0.0, identity=False)
     tensorboard: bool = option(True, "write a TensorBoard log", identity=False)
 

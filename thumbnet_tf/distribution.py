@@ -163,6 +163,7 @@ def start(cfg: Config) -> Job:
             machines don't find each other.
     """
     task = task_of(cfg)
+    set_threads(cfg.intra_op_threads, cfg.inter_op_threads)
     job = Job(_multi_worker(cfg, task) if task.machines > 1 or cfg.strategy == "multi_worker" else _local(cfg), task)
     replicas = job.strategy.num_replicas_in_sync
     if cfg.batch_size % replicas:
@@ -170,6 +171,28 @@ def start(cfg: Config) -> Job:
     with job.watched(lambda: "start"):
         job.barrier()
     return job
+
+
+def set_threads(intra_op: int, inter_op: int) -> None:
+    """Sets TensorFlow's threads; must run before TensorFlow has touched its devices.
+
+    Args:
+        intra_op: threads that share one operation; 0 leaves TensorFlow's choice.
+        inter_op: operations that run side by side; 0 leaves TensorFlow's choice.
+
+    Raises:
+        UserError: when TensorFlow already runs with others in this process.
+    """
+    threading_config = tf.config.threading
+    for name, wanted in (("intra_op", intra_op), ("inter_op", inter_op)):
+        if wanted and wanted != getattr(threading_config, f"get_{name}_parallelism_threads")():
+            try:
+                getattr(threading_config, f"set_{name}_parallelism_threads")(wanted)
+            except RuntimeError:
+                raise UserError(
+                    f"--{name}_threads can't change once TensorFlow runs in this process; start a new one. "
+                    f"Received: {wanted}"
+                ) from None
 
 
 def mirrored(devices: list[str]) -> tf.distribute.MirroredStrategy:
