@@ -6,7 +6,6 @@ stand the multiply-adds.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +15,12 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from thumbnet_tf import costs, peak_memory, tflite, thumbnet, timing
-from thumbnet_tf.benchmark_report import figure, markdown, write_png
+from thumbnet_tf.benchmark_report import figure, markdown, publish
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.frozen import freeze
 from thumbnet_tf.predict import choose_method
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import RunDir, saving, write_rows
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 COLUMNS = (
@@ -79,13 +78,7 @@ def run(options: Any) -> None:
     """
     subjects = [of_run(options.run_dir)] if options.run_dir else list(random_subjects(options.quick))
     rows = measure(subjects, options.rounds)
-    folder = pathlib.Path(options.folder)
-    with saving(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_rows(folder / "benchmark_inference.csv", COLUMNS, rows)
-        write_png(folder / "benchmark_inference.png", figure(rows))
-    print(markdown(rows))
-    print(f"\nwrote {folder}/benchmark_inference.csv and .png")
+    publish(options.folder, "benchmark_inference", COLUMNS, rows, figure(rows), markdown(rows))
 
 
 def random_subjects(quick: bool) -> Iterable[Subject]:

@@ -1,4 +1,4 @@
-"""The table and the figure of the inference benchmark."""
+"""The table and the figure of the inference benchmark, and how any benchmark is written."""
 
 import io
 import pathlib
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from thumbnet_tf.runs import write_atomically
+from thumbnet_tf.runs import saving, write_atomically, write_rows
 
 # case -> what it is called in the table and the figure
 CASES = {
@@ -83,8 +83,19 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return drawing
 
 
-def write_png(path: pathlib.Path, drawing: Figure) -> None:
-    """Writes a figure."""
+def publish(
+    folder: str, name: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], drawing: Figure, table: str
+) -> None:
+    """Writes `<name>.csv` and `<name>.png` and prints the table.
+
+    Raises:
+        UserError: when the folder can't be written.
+    """
+    out = pathlib.Path(folder)
     content = io.BytesIO()
     FigureCanvasAgg(drawing).print_png(content)
-    write_atomically(path, content.getvalue())
+    with saving(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_rows(out / f"{name}.csv", columns, rows)
+    write_atomically(out / f"{name}.png", content.getvalue())
+    print(f"{table}\n\nwrote {out}/{name}.csv and .png")

@@ -5,7 +5,6 @@ take turns. What each case does is told in `ABOUT`.
 """
 
 import dataclasses
-import pathlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,12 +15,12 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from thumbnet_tf import losses, teacher_cache, thumbnet, timing
-from thumbnet_tf.benchmark_report import write_png
+from thumbnet_tf.benchmark_report import publish
 from thumbnet_tf.config import Config
 from thumbnet_tf.data import pipeline
 from thumbnet_tf.data.sources import Split
 from thumbnet_tf.data.store import MemoryStore
-from thumbnet_tf.runs import RunDir, saving, write_rows
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.train import build_optimizer, build_trainer
 from thumbnet_tf.trainer import Trainer
 
@@ -62,13 +61,7 @@ def run(options: Any) -> None:
         [RunDir.existing(options.run_dir).config()] if options.run_dir else DEFAULTS[: 1 if options.quick else None]
     )
     rows = [row for cfg in settings for row in measure(cfg, options.rounds)]
-    folder = pathlib.Path(options.folder)
-    with saving(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_rows(folder / "benchmark_training.csv", COLUMNS, rows)
-        write_png(folder / "benchmark_training.png", figure(rows))
-    print(markdown(rows))
-    print(f"\nwrote {folder}/benchmark_training.csv and .png")
+    publish(options.folder, "benchmark_training", COLUMNS, rows, figure(rows), markdown(rows))
 
 
 def measure(cfg: Config, rounds: int, cases: Sequence[str] | None = None) -> list[dict]:
