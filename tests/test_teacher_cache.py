@@ -75,19 +75,19 @@ def test_what_is_read_is_what_the_teacher_says_of_the_view_shown(cached, memory_
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_training_from_the_cache_equals_training_with_the_teacher(config):
+@pytest.mark.parametrize("what", ["all", pytest.param("logits", marks=pytest.mark.slow)])
+def test_training_from_the_cache_equals_training_with_the_teacher(config, what):
     # without augmentation the one view is what the teacher sees without a cache, too
     common = {"augment": "none", "optimizer": "sgd"}
     off = train(config("off", **common))
-    for what in ("logits", "all"):
-        run = train(config(what, teacher=str(off.path), teacher_cache=what, **common))
-        for name in ("student", "downscaler"):
-            one, two = (keras.models.load_model(r.path / "thumbnet" / f"{name}.keras") for r in (off, run))
-            for a, b in zip(one.variables, two.variables, strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3, err_msg=f"{what} {a.path}")
-        a, b = (rows(r.path / "thumbnet" / "metrics.csv")[-1] for r in (off, run))
-        for term in ("cl", "kd", "fm", "mm", "agreement", "val_kd", "val_fm", "val_agreement"):
-            assert float(a[term]) == pytest.approx(float(b[term]), rel=1e-3, abs=1e-5), term
+    run = train(config(what, teacher=str(off.path), teacher_cache=what, **common))
+    for name in ("student", "downscaler"):
+        one, two = (keras.models.load_model(r.path / "thumbnet" / f"{name}.keras") for r in (off, run))
+        for a, b in zip(one.variables, two.variables, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3, err_msg=a.path)
+    a, b = (rows(r.path / "thumbnet" / "metrics.csv")[-1] for r in (off, run))
+    for term in ("cl", "kd", "fm", "mm", "agreement", "val_kd", "val_fm", "val_agreement"):
+        assert float(a[term]) == pytest.approx(float(b[term]), rel=1e-3, abs=1e-5), term
 
 
 def test_a_cached_step_runs_no_teacher(cached):
@@ -234,6 +234,7 @@ def test_a_disk_with_too_little_room_is_told_before(cached, monkeypatch):
         prepare(cfg, dataset, teacher)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_from_the_cache_is_bit_equal(config, monkeypatch):
     options = {"teacher_cache": "all", "cached_views": 2, "augment": "crop_flip", "epochs": 3}
     whole = state_of(train(config("whole", **options)))
