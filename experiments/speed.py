@@ -2,7 +2,7 @@
 
   python -m experiments.speed inference            # T against E + S at 224 px: ResNet-18 and -50, ratio 2 and 4
   python -m experiments.speed training             # the training step, at 128 and at 224 px
-  python -m experiments.speed training --table     # the table anew from experiments/results/benchmark_training.csv
+  python -m experiments.speed training --table     # table and figure anew from results/benchmark_training.csv
 
 What `python -m thumbnet_tf.benchmark --what=...` does with its defaults; CSV and figure lie in experiments/results. Run
 it on a machine that does nothing else: cases wait for memory to a different degree, so that neighbours slow some more
@@ -12,25 +12,32 @@ than others.
 import sys
 
 from experiments.summary import RESULTS, ROOT, replace_table
-from thumbnet_tf import benchmark, benchmark_report, benchmark_training
+from thumbnet_tf import benchmark, benchmark_inference, benchmark_report, benchmark_training
 from thumbnet_tf.config import UserError
 from thumbnet_tf.runs import read_rows
 
-TABLES = {"inference": benchmark_report.markdown, "training": benchmark_training.markdown}
+# columns, figure and table of each
+REPORTS = {
+    "inference": (benchmark_inference.COLUMNS, benchmark_report.figure, benchmark_report.markdown),
+    "training": (benchmark_training.COLUMNS, benchmark_training.figure, benchmark_training.markdown),
+}
 
 
 def main(arguments: list[str]) -> int:
     """Measures unless the table alone is asked for; returns the exit code."""
     what, *rest = arguments or [""]
-    if what not in TABLES or rest not in ([], ["--table"]):
+    if what not in REPORTS or rest not in ([], ["--table"]):
         print(__doc__)
         return 2
     name = f"benchmark_{what}"
     try:
         if not rest:
             benchmark.main(benchmark.Options(what=what, out=str(RESULTS)))
-        table = TABLES[what](read_rows(RESULTS / f"{name}.csv"))
-        replace_table(ROOT / "experiments" / "README.md", name, table)
+        columns, figure, markdown = REPORTS[what]
+        rows = read_rows(RESULTS / f"{name}.csv")
+        if rest:
+            benchmark_report.publish(RESULTS, name, columns, rows, figure(rows), markdown(rows))
+        replace_table(ROOT / "experiments" / "README.md", name, markdown(rows))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -84,7 +84,12 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def publish(
-    folder: str, name: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], drawing: Figure, table: str
+    folder: str | pathlib.Path,
+    name: str,
+    columns: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    drawing: Figure,
+    table: str,
 ) -> None:
     """Writes `<name>.csv` and `<name>.png` and prints the table.
 

@@ -280,7 +280,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def figure(rows: Sequence[Mapping[str, str]]) -> Figure:
-    """Draws images a second of every case, a panel for each configuration.
+    """Draws images a second, a panel for each configuration; without the optimizer, whose bar would dwarf the others.
 
     Args:
         rows: by `COLUMNS`.
@@ -288,7 +288,8 @@ def figure(rows: Sequence[Mapping[str, str]]) -> Figure:
     settings = list(dict.fromkeys((row["image_size"], row["ratio"], row["batch"]) for row in rows))
     drawing = Figure(figsize=(6.5 * len(settings), 5), dpi=120, layout="constrained")
     for axes, setting in zip(drawing.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
-        own = [row for row in rows if (row["image_size"], row["ratio"], row["batch"]) == setting][::-1]
+        of_setting = [row for row in rows if (row["image_size"], row["ratio"], row["batch"]) == setting]
+        own = [row for row in of_setting if row["case"] != "part_optimizer"][::-1]
         median, low, high = (np.array([float(row[name]) for row in own]) for name in ("median", "p10", "p90"))
         colours = ["tab:red" if row["case"].startswith(("step", "training")) else "tab:gray" for row in own]
         axes.barh([row["case"] for row in own], median, xerr=[median - low, high - median], color=colours, alpha=0.7)
