@@ -7,8 +7,19 @@ import shlex
 import pytest
 from absl import flags as absl_flags
 
-from experiments import choices, deployment, summary, tflite_latency
-from thumbnet_tf import benchmark, benchmark_report, client, evaluate, export, flags, plots, predict, wire
+from experiments import choices, deployment, summary, tflite_latency, views
+from thumbnet_tf import (
+    benchmark,
+    benchmark_report,
+    benchmark_training,
+    client,
+    evaluate,
+    export,
+    flags,
+    plots,
+    predict,
+    wire,
+)
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.runs import read_rows
 
@@ -71,11 +82,26 @@ def test_tables_of_deployment_are_those_of_their_result_files():
     assert summary.block("tflite_latency").search(page)[2] == tflite_latency.markdown(rows) + "\n"
 
 
-def test_table_of_the_inference_benchmark_is_that_of_its_result_file():
+@pytest.mark.parametrize(
+    ("name", "markdown"),
+    [
+        ("benchmark_inference", benchmark_report.markdown),
+        ("benchmark_training", benchmark_training.markdown),
+        ("flowers_views", views.markdown),
+    ],
+)
+def test_tables_of_speed_and_views_are_those_of_their_result_files(name, markdown):
     page = (ROOT / "experiments" / "README.md").read_text()
-    rows = read_rows(summary.RESULTS / "benchmark_inference.csv")
-    assert {row["backbone"] for row in rows} == {"resnet18", "resnet50"}
-    assert summary.block("benchmark_inference").search(page)[2] == benchmark_report.markdown(rows) + "\n"
+    rows = read_rows(summary.RESULTS / f"{name}.csv")
+    assert summary.block(name).search(page)[2] == markdown(rows) + "\n"
+
+
+def test_views_compute_mean_and_spread_by_their_number():
+    row = {"epochs": "40", "examples": "9", "teacher_agreement": "0.5"}
+    tops = [(0, "test", 0.7), (0, "test", 0.8), (0, "validation", 0.6), (8, "test", 0.4), (8, "validation", 0.5)]
+    lines = views.markdown([row | {"views": str(v), "split": s, "top1": str(t)} for v, s, t in tops]).splitlines()
+    assert lines[2] == "| 8 | every image 8 times | 50.0 | 40.0 | 50.0 | 1 |"
+    assert lines[3] == "| new each epoch (40) | every image 40 times | 60.0 | 75.0 ± 7.1 | 50.0 ± 0.0 | 2 |"
 
 
 def test_what_the_readme_says_of_the_wire_is_in_its_table():
