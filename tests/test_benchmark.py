@@ -91,7 +91,7 @@ def test_memory_of_larger_maps_is_larger():
 
 
 def test_mistakes_are_named(tiny_run, tmp_path, monkeypatch):
-    with pytest.raises(FlagError, match="--what must be one of inference. Received: 'speed'"):
+    with pytest.raises(FlagError, match="--what must be one of inference, training. Received: 'speed'"):
         benchmark.Options(what="speed")
     copy = shutil.copytree(tiny_run.path, tmp_path / "run")
     for name in ("direct", "bicubic", "thumbnet"):

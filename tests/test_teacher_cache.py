@@ -171,14 +171,13 @@ def test_what_is_not_right_is_made_anew(cached, damage, caplog):
     assert ("damaged or unfinished" in caplog.text) == (damage != "gone")
 
 
-def test_damage_while_training_is_one_line(cached):
+def test_a_cache_that_goes_before_it_is_opened_is_one_line(cached):
     cfg, dataset, teacher = cached
     caches = prepare(cfg, dataset, teacher)
-    batches = caches["train"].attach(pipeline.train_batches(dataset.splits["train"], cfg, views=2))
     for path in caches["train"].folder.rglob("0*"):
-        path.write_bytes(bytes(len(path.read_bytes())))
-    with pytest.raises(tf.errors.OpError, match=teacher_cache.UNREADABLE):
-        list(batches)
+        path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(UserError, match=f"{teacher_cache.UNREADABLE}; give the same command again"):
+        caches["train"].attach(pipeline.train_batches(dataset.splits["train"], cfg, views=2))
 
 
 def test_a_cache_that_goes_while_training_ends_it_with_one_line(config, monkeypatch):
@@ -186,7 +185,11 @@ def test_a_cache_that_goes_while_training_ends_it_with_one_line(config, monkeypa
 
     def damaged(cache, batches):
         for path in cache.folder.rglob("0*"):
-            path.write_bytes(bytes(path.stat().st_size))
+            data = bytearray(path.read_bytes())
+            data[64 : len(data) // 2] = bytes(
+                len(data) // 2 - 64
+            )  # records, but not what is read when a file is opened
+            path.write_bytes(bytes(data))
         return attach(cache, batches)
 
     options = {"teacher_cache": "all", "augment": "none"}

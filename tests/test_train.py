@@ -148,6 +148,7 @@ def test_strategy(config):
         start(config(cpu_devices=3))
 
 
+@pytest.mark.slow
 def test_two_replicas_train_and_resume(config, monkeypatch):
     values = {"strategy": "mirrored", "cpu_devices": 2, "methods": ("bicubic",), "teacher_epochs": 1, "epochs": 1}
     whole = state_of(train(config("whole", **values)))

@@ -127,21 +127,27 @@ class TeacherCache:
                 write_atomically(self.folder / "manifest.json", json.dumps(known, indent=1) + "\n")
 
     def attach(self, batches: tf.data.Dataset) -> tf.data.Dataset:
-        """Adds T's outputs, by their names, to batches of `data/pipeline.py` whose `view` is a position in `views`."""
+        """Adds T's outputs, by their names, to batches of `data/pipeline.py` whose `view` is a position in `views`.
+
+        Raises:
+            UserError: when a file has become unreadable since the cache was prepared.
+        """
         names = list(self.outputs)
         blocks = range(-(-self.split.num_examples // BLOCK))
-        sources = [
-            ArrayRecordDataSource(
-                [str(self.path(name, view, block)) for view in range(len(self.views)) for block in blocks]
-            )
+        paths = {
+            name: [str(self.path(name, view, block)) for view in range(len(self.views)) for block in blocks]
             for name in names
-        ]
+        }
+        try:
+            sources = [ArrayRecordDataSource(paths[name]) for name in names]  # reads the end of each file
+        except Exception as error:  # the library raises RuntimeError, IndexError and others
+            raise UserError(f"{UNREADABLE}; give the same command again. Received: {self.folder} ({error})") from None
 
         def read(index: np.ndarray, view: np.ndarray) -> list[np.ndarray]:
             places = (view * self.split.num_examples + np.maximum(index, 0)).tolist()  # padding has the index -1
             try:
                 found = [b"".join(source.__getitems__(places)) for source in sources]
-            except Exception as error:  # the library raises RuntimeError, IndexError and others
+            except Exception as error:
                 raise OSError(f"{UNREADABLE}: {self.folder} ({error})") from None
             return [np.frombuffer(data, _dtype(name)) for name, data in zip(names, found, strict=True)]
 
@@ -293,7 +299,7 @@ def _writing(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
             writer.close()
             os.replace(partial, path)
         except RuntimeError as error:  # what the library raises for a full disk and the like
-            raise OSError(str(error)) from error
+            raise OSError(str(error).partition(";")[0]) from error
         finally:
             partial.unlink(missing_ok=True)
 
