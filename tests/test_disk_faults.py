@@ -23,7 +23,7 @@ def disk(tmp_path):
     if made.returncode:
         pytest.skip(f"needs the right to mount: {made.stderr.strip()}")
     yield path
-    subprocess.run(["umount", str(path)], check=True)
+    subprocess.run(["umount", "--lazy", str(path)], check=True)  # readers of a cache may still hold files open
 
 
 def fill(disk: pathlib.Path, left: int) -> pathlib.Path:

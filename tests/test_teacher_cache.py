@@ -181,21 +181,13 @@ def test_a_cache_that_goes_before_it_is_opened_is_one_line(cached):
 
 
 def test_a_cache_that_goes_while_training_ends_it_with_one_line(config, monkeypatch):
-    attach = teacher_cache.TeacherCache.attach
-
-    def damaged(cache, batches):
-        for path in cache.folder.rglob("0*"):
-            data = bytearray(path.read_bytes())
-            data[64 : len(data) // 2] = bytes(
-                len(data) // 2 - 64
-            )  # records, but not what is read when a file is opened
-            path.write_bytes(bytes(data))
-        return attach(cache, batches)
+    def damaged(source, places):
+        raise RuntimeError("Corrupted Riegeli/records file: chunk data hash mismatch")
 
     options = {"teacher_cache": "all", "augment": "none"}
     with monkeypatch.context() as patch:
-        patch.setattr(teacher_cache.TeacherCache, "attach", damaged)
-        with pytest.raises(UserError, match=r"thumbnet, step \d+: .*T's cache can't be read any more: .* made anew"):
+        patch.setattr(teacher_cache.ArrayRecordDataSource, "__getitems__", damaged)
+        with pytest.raises(UserError, match=r"thumbnet, step 0: .*T's cache can't be read any more: .* made anew"):
             train(config(**options))
     assert train(config(**options)).is_done("thumbnet")
 
