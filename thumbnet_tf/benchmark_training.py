@@ -84,6 +84,8 @@ def measure(cfg: Config, rounds: int, cases: Sequence[str] | None = None) -> lis
             epochs=1,
             cache_dir=folder,
             cache_limit_gb=64.0,
+            # all losses and clipping, whatever the run used: the cases name them
+            **{name: getattr(cfg, name) or 1.0 for name in ("w_cl", "w_kd", "w_fm", "w_mm", "clip_norm")},
         ).resolved()
         made = {name: case for name, case in _cases(cfg).items() if cases is None or name in cases}
         functions = {name: function for name, (function, _) in made.items()}

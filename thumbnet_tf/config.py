@@ -281,4 +281,5 @@ class Config:
         if not isinstance(values, dict) or set(values) - known:
             unknown = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
             raise UserError(f"{where} holds options this version doesn't know. Received: {unknown}")
-        return cls(**values)
+        # a run of before there was a cache trained without one
+        return cls(**{"teacher_cache": "off", **values})

@@ -82,6 +82,7 @@ class TeacherCache:
         for file in files:
             if file not in good:
                 _log.warning("%s is damaged or unfinished and is made anew", self.path(*file))
+                self.path(*file).unlink(missing_ok=True)  # so that it doesn't count towards the limit
         return [file for file in self.files() if file not in good]
 
     def fill(self, teacher: keras.Model, cfg: Config, missing: Sequence[tuple[str, int, int]]) -> None:
