@@ -11,6 +11,7 @@ setup(
     install_requires=[
         "absl-py>=1.4,<2",  # tensorflow-model-optimization pins it
         "ai-edge-litert>=2.1,<3",  # runs TFLite files
+        "array_record>=0.8,<1",
         "flatbuffers>=24.3",
         "h5py>=3.11,<4",
         "importlib_resources>=6,<8",  # tensorflow-datasets imports it and does not declare it
