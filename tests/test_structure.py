@@ -36,7 +36,8 @@ LAYERS = (
     {"data"},
     {"trainer"},
     {"runs", "distribution"},
-    {"checkpoints", "teacher_cache"},
+    {"checkpoints", "cache_files"},
+    {"teacher_cache"},
     {
         "loop",
         "publish",

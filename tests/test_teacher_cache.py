@@ -14,11 +14,12 @@ import pytest
 import tensorflow as tf
 from train_helpers import assert_same, interrupt_at, rows, state_of
 
-from thumbnet_tf import loop, teacher_cache, thumbnet
+from thumbnet_tf import cache_files, loop, teacher_cache, thumbnet
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.runs import RunDir
-from thumbnet_tf.train import build_optimizer, build_trainer, train
+from thumbnet_tf.optimizers import build_optimizer
+from thumbnet_tf.train import build_trainer, train
 
 OUTPUTS = ("logits", "stage1")
 
@@ -43,7 +44,9 @@ def random_teacher(cfg: Config, seed: int = 3) -> keras.Model:
 
 
 def prepare(cfg, dataset, teacher, outputs=OUTPUTS):
-    return teacher_cache.prepare(cfg, teacher, dataset.splits, dataset.fingerprint, outputs)
+    caches = teacher_cache.open_caches(cfg, teacher, dataset.splits, dataset.fingerprint, outputs)
+    teacher_cache.prepare(cfg, teacher, caches)
+    return caches
 
 
 def files_of(caches) -> dict:
@@ -209,17 +212,57 @@ def test_a_full_disk_while_caching_leaves_what_was_finished(cached, tmp_path):
     assert {p.name: p.read_bytes() for p in files_of(prepare(cfg, dataset, teacher))} == whole
 
 
+def test_a_file_takes_no_more_than_was_told_and_little_less(tmp_path):
+    for records, content in ((1, 20), (1000, 20), (4096, 400), (100, 32768)):
+        path = tmp_path / f"{records}-{content}"
+        with cache_files.writing(path) as writer:
+            for _ in range(records):
+                writer.write(bytes(content))
+        told = cache_files.file_size(records, content)
+        assert told - 131072 <= path.stat().st_size <= told, (records, content)
+    # 4096 records of 400 bytes and 64 beside each: 29 blocks of 65536; two for the index
+    assert cache_files.file_size(4096, 400) == 31 * 65536
+
+
 def test_the_limit_is_obeyed_before_anything_is_written(cached):
     cfg, dataset, teacher = cached
-    # 27 examples x 2 views + 3: three logits of 4 bytes and a map of 8 x 8 x 4 halves each
-    needed = 57 * (3 * 4 + 8 * 8 * 4 * 2)
+    needed = 18 * cache_files.file_size(8, 512)  # of 2 views x 4 blocks and 1 of validation, logits and maps
     tight = dataclasses.replace(cfg, cache_limit_gb=(needed - 1) / 2**30)
-    with pytest.raises(
-        UserError, match=r"T's cache needs 0\.0 MiB more .* raise --cache_limit_gb, lower --cached_views"
-    ):
+    with pytest.raises(UserError, match=r"T's cache needs 3\.4 MiB more .* raise --cache_limit_gb, delete caches"):
         prepare(tight, dataset, teacher)
-    assert [p.name for p in teacher_cache.folder_of(cfg).rglob("*") if p.is_file()] == ["lock", "lock"]
-    prepare(dataclasses.replace(cfg, cache_limit_gb=(needed + 100) / 2**30), dataset, teacher)
+    assert [p.name for p in teacher_cache.folder_of(cfg).rglob("*") if p.is_file()] == ["lock"] * 3
+    caches = prepare(dataclasses.replace(cfg, cache_limit_gb=(needed + 100) / 2**30), dataset, teacher)
+    assert sum(path.stat().st_size for path in files_of(caches)) <= needed
+
+
+def test_room_is_checked_before_the_teacher_is_trained(config, monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained"))
+    cfg = config(teacher_cache="all", cache_limit_gb=0.001)
+    with pytest.raises(UserError, match="Received: --cache_limit_gb=0.001"):
+        train(cfg)
+    run = RunDir(cfg.run_dir)
+    assert not (run.path / "data.json").exists()  # so that another start may correct any flag
+
+
+def test_a_large_split_has_few_files(cached, monkeypatch):
+    cfg, dataset, teacher = cached
+    monkeypatch.setattr(teacher_cache, "BLOCK", 1)
+    caches = prepare(cfg, dataset, teacher, ("logits",))
+    assert len(files_of(caches)) == 2 * 14 + 3  # 27 examples in files of ceil(27 / 16) = 2, two views; 3 of validation
+
+
+def test_one_pass_over_the_images_makes_all_files_of_a_view(cached, monkeypatch):
+    cfg, dataset, teacher = cached
+    starts = []
+    view_batches = pipeline.view_batches
+    monkeypatch.setattr(
+        pipeline, "view_batches", lambda split, cfg, *rest: starts.append(rest[:2]) or view_batches(split, cfg, *rest)
+    )
+    caches = prepare(cfg, dataset, teacher)
+    assert starts == [(0, 0), (1, 0), (None, 0)]
+    caches["train"].path("stage1", 1, 2).unlink()
+    prepare(cfg, dataset, teacher)
+    assert starts[3:] == [(1, 16)]
 
 
 def test_a_disk_with_too_little_room_is_told_before(cached, monkeypatch):
@@ -242,7 +285,7 @@ def test_interrupted_and_resumed_from_the_cache_is_bit_equal(config, monkeypatch
 
 
 def _hold(folder, ready, release) -> None:
-    with teacher_cache._lock(folder):
+    with cache_files.lock(folder):
         ready.set()
         release.wait(60)
 

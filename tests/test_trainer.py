@@ -8,7 +8,8 @@ import tensorflow as tf
 from thumbnet_tf import losses, stages, thumbnet
 from thumbnet_tf.config import Config
 from thumbnet_tf.distribution import mirrored
-from thumbnet_tf.train import build_optimizer, build_trainer
+from thumbnet_tf.optimizers import build_optimizer
+from thumbnet_tf.train import build_trainer
 from thumbnet_tf.trainer import Trainer
 
 CLASSES = 3

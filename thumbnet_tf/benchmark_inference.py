@@ -40,9 +40,9 @@ COLUMNS = (
 )
 BATCH = 32
 MODELS = {"teacher": "teacher", "thumbnet": "thumbnet", "student": "classifier"}  # -> its name as a TFLite file
-_SINGLE = {"calls": 5, "warm_up": 1}  # in a turn, of one image
+_SINGLE = {"calls": 20, "warm_up": 5}  # in a turn, of one image: the weights are in the caches as far as they fit
 _MANY = {"calls": 1, "warm_up": 0}  # of a large batch, which comes through the caches anew each time
-_UNITS = {"macs": "multiply-adds", "peak_memory": "bytes"}
+_UNITS = {"macs": "multiply-adds", "peak_memory": "bytes", "peak_memory_uint8": "bytes"}
 
 Key = tuple[str, str, int]  # case, model, ratio
 
@@ -137,8 +137,9 @@ def measure(subjects: Sequence[Subject], rounds: int, batch: int = BATCH) -> lis
         for subject in chosen:
             models |= {(name, subject.cfg.ratio): subject.by_name[name] for name in MODELS if name != "teacher"}
         values = {("macs", *key): np.array([costs.macs(model)]) for key, model in models.items()}
-        memory = peak_memory.measure(list(models.values()), batch)
-        values |= {("peak_memory", *key): np.array([size]) for key, size in zip(models, memory, strict=True)}
+        for case, dtype in (("peak_memory", "float32"), ("peak_memory_uint8", "uint8")):
+            memory = peak_memory.measure(list(models.values()), batch, dtype)
+            values |= {(case, *key): np.array([size]) for key, size in zip(models, memory, strict=True)}
         values |= _times(backbone, models, rounds, batch)
         rows += [_row(key, found, values, chosen[0].cfg, batch) for key, found in values.items()]
     return rows
@@ -190,7 +191,7 @@ def _row(key: Key, found: np.ndarray, values: Mapping[Key, np.ndarray], cfg: Con
         "model": model,
         "image_size": cfg.image_size,
         "ratio": ratio,
-        "batch": batch if case.endswith(("throughput", "memory")) else 1,
+        "batch": batch if "memory" in case or case.endswith("throughput") else 1,
         "macs": values["macs", model, ratio][0],
         "teacher_over_it": f"{np.median(values[case, 'teacher', 1]) / max(1e-9, np.median(found)):.2f}",
         "unit": _UNITS.get(case, "ms"),

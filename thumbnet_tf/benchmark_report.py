@@ -14,7 +14,8 @@ from thumbnet_tf.runs import saving, write_atomically, write_rows
 # case -> what it is called in the table and the figure
 CASES = {
     "macs": "multiply-adds",
-    "peak_memory": "peak memory of activations, batch 32",
+    "peak_memory": "peak memory of activations, batch 32 of float32",
+    "peak_memory_uint8": "the same, batch 32 of uint8",
     "keras_latency": "plain Keras call, batch 1",
     "function_latency": "tf.function, batch 1",
     "frozen_latency": "frozen, batch 1",

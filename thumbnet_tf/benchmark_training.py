@@ -21,7 +21,8 @@ from thumbnet_tf.data import pipeline
 from thumbnet_tf.data.sources import Split
 from thumbnet_tf.data.store import MemoryStore
 from thumbnet_tf.runs import RunDir
-from thumbnet_tf.train import build_optimizer, build_trainer
+from thumbnet_tf.optimizers import build_optimizer
+from thumbnet_tf.train import build_trainer
 from thumbnet_tf.trainer import Trainer
 
 COLUMNS = ("case", "image_size", "ratio", "batch", "median", "p10", "p90", "unit")
@@ -84,6 +85,7 @@ def measure(cfg: Config, rounds: int, cases: Sequence[str] | None = None) -> lis
             epochs=1,
             cache_dir=folder,
             cache_limit_gb=64.0,
+            thumbnail_jpeg=0,
             # all losses and clipping, whatever the run used: the cases name them
             **{name: getattr(cfg, name) or 1.0 for name in ("w_cl", "w_kd", "w_fm", "w_mm", "clip_norm")},
         ).resolved()
@@ -118,7 +120,8 @@ def _cases(cfg: Config) -> Cases:
     trainer = build_trainer("thumbnet", cfg, CLASSES, teacher)
     trainer.compile(optimizer=build_optimizer(cfg, 1e-6, 10**6, trainer.trainable_variables))
     trainer.optimizer.build(trainer.trainable_variables)
-    caches = teacher_cache.prepare(cfg, teacher, {"train": split}, "made up", ["logits", cfg.fm_tap])
+    caches = teacher_cache.open_caches(cfg, teacher, {"train": split}, "made up", ["logits", cfg.fm_tap])
+    teacher_cache.prepare(cfg, teacher, caches)
 
     # made once, for a training traces its graph once, too; several epochs, so that the start counts for little
     uncached = pipeline.train_batches(split, cfg, epochs=_EPOCHS, views=1)
@@ -169,11 +172,11 @@ def _parts(
         with tf.GradientTape() as tape:
             thumbnails = trainer.downscaler(pixels, training=True)
             outputs = trainer.student(thumbnails, training=True)
-            loss = weights["cl"] * losses.classification(labels, outputs["logits"])
+            loss = weights["cl"] * losses.classification(labels, outputs["logits"], cfg.label_smoothing)
             loss += weights["kd"] * losses.distillation(given["logits"], outputs["logits"], cfg.temperature)
             decoded = trainer.decoder(outputs[cfg.fm_tap])
             loss += weights["fm"] * losses.feature_mapping(given[cfg.fm_tap], decoded)
-            loss += weights["mm"] * losses.moment_matching(pixels, thumbnails)
+            loss += weights["mm"] * losses.moment_matching(pixels, thumbnails, cfg.mm_std_weight)
             loss = tf.reduce_mean(loss)
         return tape.gradient(loss, variables)
 

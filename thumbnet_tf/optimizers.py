@@ -1,7 +1,9 @@
-"""AdamW whose update is one operator of TensorFlow instead of Keras' dozen."""
+"""The optimizer of a training, and AdamW whose update is one operator of TensorFlow instead of Keras' dozen."""
 
 import keras
 import tensorflow as tf
+
+from thumbnet_tf.config import Config
 
 
 class AdamW(keras.optimizers.AdamW):
@@ -26,3 +28,36 @@ class AdamW(keras.optimizers.AdamW):
             epsilon=self.epsilon,
             grad=tf.cast(gradient, tf.float32),
         )
+
+
+def build_optimizer(
+    cfg: Config, peak_rate: float, total_steps: int, variables: list[keras.Variable]
+) -> keras.Optimizer:
+    """Builds the optimizer with its warm-up and cosine decay to 0.
+
+    Args:
+        cfg: the configuration.
+        peak_rate: highest learning rate.
+        total_steps: steps until the rate is 0.
+        variables: all variables to train; weight decay leaves out biases and batch normalisation.
+    """
+    warmup = round(cfg.warmup_fraction * total_steps)
+    rate = keras.optimizers.schedules.CosineDecay(
+        peak_rate / max(warmup, 1) if warmup else peak_rate,
+        max(total_steps - warmup, 1),
+        warmup_target=peak_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+    common = {
+        "weight_decay": cfg.weight_decay or None,
+        "use_ema": cfg.ema_momentum > 0,
+        "ema_momentum": cfg.ema_momentum or 0.99,
+    }
+    if cfg.optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **common)
+    else:
+        optimizer = AdamW(rate, **{**common, "weight_decay": cfg.weight_decay})
+    optimizer.exclude_from_weight_decay(var_list=[v for v in variables if not v.path.endswith("kernel")])
+    if cfg.mixed_precision == "mixed_float16":
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer

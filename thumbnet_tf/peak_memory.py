@@ -2,7 +2,7 @@
 
 It is done in a process of its own, which loads a model's frozen function (weights and all), runs it once, then resets
 Linux' record of the largest resident memory, runs it again and reads the record: peak minus what was resident before.
-So weights, the images (float32) and the runtime are not counted, and nothing is estimated from shapes. The process'
+So weights, the images and the runtime are not counted, and nothing is estimated from shapes. The process'
 allocators are told to give freed blocks back, else the run before would leave room that the second needn't ask for.
 """
 
@@ -26,12 +26,13 @@ _GIVE_BACK = {
 _RUNS = 4  # operators that wait for nothing may run in another order each time
 
 
-def measure(models: Sequence[keras.Model], batch_size: int) -> list[int]:
+def measure(models: Sequence[keras.Model], batch_size: int, dtype: str = "float32") -> list[int]:
     """Measures models one after the other in another process.
 
     Args:
         models: flat functional models from images `(B, H, W, 3)` in [0, 255].
         batch_size: B.
+        dtype: of the images, `float32` or `uint8`; the latter are cast first, which counts.
 
     Returns:
         Bytes of each, the smallest of some runs.
@@ -45,7 +46,7 @@ def measure(models: Sequence[keras.Model], batch_size: int) -> list[int]:
         paths = [pathlib.Path(name) / f"{index}.keras" for index in range(len(models))]
         for model, path in zip(models, paths, strict=True):
             model.save(path)
-        command = [sys.executable, "-m", "thumbnet_tf.peak_memory", str(batch_size), *map(str, paths)]
+        command = [sys.executable, "-m", "thumbnet_tf.peak_memory", str(batch_size), dtype, *map(str, paths)]
         environment = {**os.environ, **_GIVE_BACK, "TF_CPP_MIN_LOG_LEVEL": "2"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -54,7 +55,7 @@ def measure(models: Sequence[keras.Model], batch_size: int) -> list[int]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _main(batch_size: int, paths: Sequence[str]) -> None:
+def _main(batch_size: int, dtype: str, paths: Sequence[str]) -> None:
     import numpy as np
     import tensorflow as tf
 
@@ -64,9 +65,9 @@ def _main(batch_size: int, paths: Sequence[str]) -> None:
     found = []
     for path in paths:
         model = load_keras(path)
-        function = freeze(model, batch_size, tf.float32)
+        function = freeze(model, batch_size, tf.as_dtype(dtype))
         random = np.random.default_rng(0)
-        images = tf.constant(random.integers(0, 256, (batch_size, *model.input.shape[1:])).astype(np.float32))
+        images = tf.constant(random.integers(0, 256, (batch_size, *model.input.shape[1:])).astype(dtype))
         function(images)
         found.append(min(_peak(function, images) for _ in range(_RUNS)))
         keras.backend.clear_session()
@@ -88,4 +89,4 @@ def _status(key: str) -> int:
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), sys.argv[2:])
+    _main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])

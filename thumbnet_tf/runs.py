@@ -205,7 +205,9 @@ class RunDir:
         """
         trained = self.data_facts()
         for key, value in facts.items():
-            before = trained.get(key)
+            if key not in trained:
+                continue  # not noted yet when the run began
+            before = trained[key]
             if isinstance(value, Mapping) and isinstance(before, Mapping):  # by split
                 before = {split: before.get(split) for split in value}
             if before != value:

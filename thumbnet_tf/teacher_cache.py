@@ -12,21 +12,21 @@ added, file by file, each written beside its place and renamed. A file that isn'
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
+import itertools
 import json
 import logging
-import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
 
+from thumbnet_tf.cache_files import file_size, held, identity, lock, size_text, writing
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline
 from thumbnet_tf.data.sources import Split
@@ -34,10 +34,10 @@ from thumbnet_tf.folding import fold
 from thumbnet_tf.progress import track
 from thumbnet_tf.runs import saving, write_atomically
 
-BLOCK = 4096  # examples in a file
+BLOCK = 4096  # examples in a file; more in a large split, which has _FILES of them for each view and output
 UNREADABLE = "T's cache can't be read any more"  # what a reader's error begins with
-_FORMAT = 1  # part of the key: raise it when views or records change their meaning
-_OPTIONS = "group_size:1,uncompressed"  # every record can be read alone; T's maps hardly compress
+_FILES = 16  # all are held open while training
+_FORMAT = 2  # part of the key: raise it when views or records change their meaning
 _TRAIN = "train"
 _LARGEST_HALF = 65504.0
 
@@ -62,17 +62,21 @@ class TeacherCache:
 
     def files(self) -> list[tuple[str, int, int]]:
         """Returns (output, position in `views`, block) of every file there must be."""
-        blocks = range(-(-self.split.num_examples // BLOCK))
-        return [(name, view, block) for view in range(len(self.views)) for block in blocks for name in self.outputs]
+        return [
+            (name, view, block)
+            for view in range(len(self.views))
+            for block in range(self._num_blocks)
+            for name in self.outputs
+        ]
 
     def path(self, output: str, view: int, block: int) -> pathlib.Path:
         """Returns where a file lies."""
         return self.folder / output / f"{view:03d}-{block:05d}"
 
     def num_bytes(self, files: Sequence[tuple[str, int, int]]) -> int:
-        """Returns the size of the records of some files."""
+        """Returns how large some files are at most."""
         sizes = {name: _dtype(name).itemsize * int(np.prod(shape)) for name, shape in self.outputs.items()}
-        return sum(sizes[name] * len(self._examples(block)) for name, _, block in files)
+        return sum(file_size(len(self._examples(block)), sizes[name]) for name, _, block in files)
 
     def missing(self) -> list[tuple[str, int, int]]:
         """Returns the files that aren't there as the manifest says; reads all that are."""
@@ -104,28 +108,35 @@ class TeacherCache:
             half = {name: tf.clip_by_value(found[name], -_LARGEST_HALF, _LARGEST_HALF) for name in self.outputs}
             return {name: tf.cast(value, _dtype(name)) for name, value in half.items()} | {"logits": found["logits"]}
 
-        known = self._manifest()
-        parts = sorted({(view, block) for _, view, block in missing})
-        total = sum(len(self._examples(block)) for _, block in parts)
+        parts = {(view, block) for _, view, block in missing}
+        firsts = {view: min(block for number, block in parts if number == view) for view, _ in parts}
+        total = sum(self.split.num_examples - self._examples(first).start for first in firsts.values())
         with track(None, total, f"T's outputs for {self.split.name}") as bar:
-            for view, block in parts:
-                wanted = [name for name in self.outputs if (name, view, block) in missing]
-                examples = self._examples(block)
-                batches = pipeline.view_batches(
-                    self.split, cfg, self.views[view], examples.start, examples.stop, cfg.batch_size
-                )
-                with contextlib.ExitStack() as stack:
-                    writers = {name: stack.enter_context(_writing(self.path(name, view, block))) for name in wanted}
-                    for images in batches:
-                        found = run(images)
-                        for name, writer in writers.items():
-                            for record in found[name].numpy():
-                                writer.write(record.tobytes())
-                        bar.update(len(images))
-                for name in wanted:
-                    path = self.path(name, view, block)
-                    known[f"{name}/{path.name}"] = _identity(path)
-                write_atomically(self.folder / "manifest.json", json.dumps(known, indent=1) + "\n")
+            for view, first in sorted(firsts.items()):
+                # one pass over a view's images: a stream can't start in its middle without reading what is before
+                answers = self._answers(run, cfg, view, self._examples(first).start)
+                for block in range(first, self._num_blocks):
+                    names = [name for name in self.outputs if (name, view, block) in missing]
+                    with contextlib.ExitStack() as stack:
+                        writers = {name: stack.enter_context(writing(self.path(name, view, block))) for name in names}
+                        for answer in itertools.islice(answers, len(self._examples(block))):
+                            for name, writer in writers.items():
+                                writer.write(answer[name].tobytes())
+                            bar.update()
+                    self._note(self.path(name, view, block) for name in names)
+
+    def _answers(self, run: Callable, cfg: Config, view: int, start: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields T's outputs for each example from `start` on."""
+        images = pipeline.view_batches(self.split, cfg, self.views[view], start, cfg.batch_size)
+        for batch in images:
+            found = {name: value.numpy() for name, value in run(batch).items()}
+            for index in range(len(batch)):
+                yield {name: value[index] for name, value in found.items()}
+
+    def _note(self, paths: Iterable[pathlib.Path]) -> None:
+        """Adds finished files to the manifest."""
+        known = self._manifest() | {f"{path.parent.name}/{path.name}": identity(path) for path in paths}
+        write_atomically(self.folder / "manifest.json", json.dumps(known, indent=1) + "\n")
 
     def attach(self, batches: tf.data.Dataset) -> tf.data.Dataset:
         """Adds T's outputs, by their names, to batches of `data/pipeline.py` whose `view` is a position in `views`.
@@ -134,11 +145,8 @@ class TeacherCache:
             UserError: when a file has become unreadable since the cache was prepared.
         """
         names = list(self.outputs)
-        blocks = range(-(-self.split.num_examples // BLOCK))
-        paths = {
-            name: [str(self.path(name, view, block)) for view in range(len(self.views)) for block in blocks]
-            for name in names
-        }
+        files = [(view, block) for view in range(len(self.views)) for block in range(self._num_blocks)]
+        paths = {name: [str(self.path(name, *file)) for file in files] for name in names}
         try:
             sources = [ArrayRecordDataSource(paths[name]) for name in names]  # reads the end of each file
         except Exception as error:  # the library raises RuntimeError, IndexError and others
@@ -160,8 +168,16 @@ class TeacherCache:
 
         return batches.map(add, num_parallel_calls=1, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
+    @property
+    def _block(self) -> int:
+        return max(BLOCK, -(-self.split.num_examples // _FILES))
+
+    @property
+    def _num_blocks(self) -> int:
+        return -(-self.split.num_examples // self._block)
+
     def _examples(self, block: int) -> range:
-        return range(block * BLOCK, min((block + 1) * BLOCK, self.split.num_examples))
+        return range(block * self._block, min((block + 1) * self._block, self.split.num_examples))
 
     def _manifest(self) -> dict[str, list]:
         try:
@@ -174,14 +190,14 @@ class TeacherCache:
         path = self.path(*file)
         noted = known.get(f"{file[0]}/{path.name}")
         with contextlib.suppress(OSError):
-            return noted is not None and noted[0] == path.stat().st_size and noted == _identity(path)
+            return noted is not None and noted[0] == path.stat().st_size and noted == identity(path)
         return False
 
 
-def prepare(
+def open_caches(
     cfg: Config, teacher: keras.Model, splits: Mapping[str, Split], fingerprint: str, outputs: Sequence[str]
 ) -> dict[str, TeacherCache]:
-    """Opens the caches of a run's training and validation split, checks them and makes what is missing.
+    """Returns the caches of a run's training and validation split, whether they exist or not.
 
     Args:
         cfg: the run's resolved configuration.
@@ -189,39 +205,72 @@ def prepare(
         splits: `train` and `validation`.
         fingerprint: of the dataset.
         outputs: the outputs of T to store.
-
-    Returns:
-        The caches by split.
-
-    Raises:
-        UserError: when they would be larger than allowed or than the disk, or can't be written.
     """
-    root = folder_of(cfg)
-    with saving(root):
-        root.mkdir(parents=True, exist_ok=True)
     shapes = {name: tuple(teacher.output[name].shape[1:]) for name in outputs}
     weights = _digest_of(teacher)
     caches = {}
     for name, split in splits.items():
         views = tuple(range(number_of_views(cfg))) if name == _TRAIN else (None,)
         key = _key(cfg, weights, split, fingerprint)
-        caches[name] = TeacherCache(root / f"{name}-{key}", split, views, shapes)
+        caches[name] = TeacherCache(folder_of(cfg) / f"{name}-{key}", split, views, shapes)
+    return caches
+
+
+def prepare(cfg: Config, teacher: keras.Model, caches: Mapping[str, TeacherCache]) -> None:
+    """Checks caches and makes what is missing.
+
+    Args:
+        cfg: the run's resolved configuration.
+        teacher: T.
+        caches: what `open_caches` returned.
+
+    Raises:
+        UserError: when they would be larger than allowed or than the disk, or can't be written.
+    """
     with contextlib.ExitStack() as stack:
         for cache in caches.values():
-            stack.enter_context(_lock(cache.folder))
+            stack.enter_context(lock(cache.folder))
+            for path in cache.folder.rglob("*.partial"):  # of a process that was killed
+                path.unlink()
         missing = {name: cache.missing() for name, cache in caches.items()}
-        needed = sum(cache.num_bytes(missing[name]) for name, cache in caches.items())
-        _log.info(
-            "T's cache: %s of %s in %s are missing",
-            _size(needed),
-            _size(sum(cache.num_bytes(cache.files()) for cache in caches.values())),
-            ", ".join(str(cache.folder) for cache in caches.values()),
-        )
-        _check_room(cfg, root, needed)
+        if not any(missing.values()):
+            return
+        stack.enter_context(lock(folder_of(cfg)))  # what two processes add at a time might exceed the limit
+        check_room(cfg, {cache: missing[name] for name, cache in caches.items()})
         for name, cache in caches.items():
             if missing[name]:
                 cache.fill(teacher, cfg, missing[name])
-    return caches
+
+
+def check_room(cfg: Config, files: Mapping[TeacherCache, Sequence[tuple[str, int, int]]]) -> None:
+    """Tells how large files will be and checks that they may.
+
+    Args:
+        cfg: the run's resolved configuration.
+        files: some of the files of each cache.
+
+    Raises:
+        UserError: when they would be larger than allowed or than the disk, or the folder can't be written.
+    """
+    root = folder_of(cfg)
+    with saving(root):
+        root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
+    needed, whole = (sum(c.num_bytes(f) for c, f in each) for each in (files.items(), [(c, c.files()) for c in files]))
+    _log.info("T's cache in %s: %s of %s are to be made", root, size_text(needed), size_text(whole))
+    there, free = held(root), shutil.disk_usage(root).free
+    if there + needed > cfg.cache_limit_gb * 2**30:
+        raise UserError(
+            f"T's cache needs {size_text(needed)} more and {root} already holds {size_text(there)}; raise "
+            "--cache_limit_gb, delete caches there that no run needs, or begin a new --run_dir with fewer "
+            "--cached_views or --teacher_cache=logits (a T that is trained already can be given as --teacher). "
+            f"Received: --cache_limit_gb={cfg.cache_limit_gb:g}"
+        )
+    if needed > free:
+        raise UserError(
+            f"T's cache needs {size_text(needed)} and the disk has {size_text(free)} left; make room, or give another "
+            f"--cache_dir. Received: {root}"
+        )
 
 
 def folder_of(cfg: Config) -> pathlib.Path:
@@ -238,24 +287,6 @@ def number_of_views(cfg: Config) -> int:
     if cfg.teacher_cache == "off":
         return 0
     return 1 if cfg.augment == "none" else min(cfg.cached_views, cfg.epochs)
-
-
-def _check_room(cfg: Config, root: pathlib.Path, needed: int) -> None:
-    if not needed:
-        return
-    held = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-    limit, free = cfg.cache_limit_gb * 2**30, shutil.disk_usage(root).free
-    if held + needed > limit:
-        raise UserError(
-            f"T's cache needs {_size(needed)} more and {root} already holds {_size(held)}; raise --cache_limit_gb, "
-            "lower --cached_views, use --teacher_cache=logits, or delete caches there that no run needs. "
-            f"Received: --cache_limit_gb={cfg.cache_limit_gb:g}"
-        )
-    if needed > free:
-        raise UserError(
-            f"T's cache needs {_size(needed)} and the disk has {_size(free)} left; make room, or give another "
-            f"--cache_dir. Received: {root}"
-        )
 
 
 def _key(cfg: Config, weights: str, split: Split, fingerprint: str) -> str:
@@ -277,44 +308,3 @@ def _digest_of(model: keras.Model) -> str:
 
 def _dtype(output: str) -> np.dtype:
     return np.dtype(np.float32 if output == "logits" else np.float16)
-
-
-def _identity(path: pathlib.Path) -> list:
-    with open(path, "rb") as file:
-        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
-
-
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
-
-
-@contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
-    """Gives a writer of a file that appears in its place when all is written."""
-    partial = path.with_name(f"{path.name}.partial")
-    with saving(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            writer = ArrayRecordWriter(str(partial), _OPTIONS)
-            yield writer
-            writer.close()
-            os.replace(partial, path)
-        except RuntimeError as error:  # what the library raises for a full disk and the like
-            raise OSError(str(error).partition(";")[0]) from error
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _lock(folder: pathlib.Path) -> Iterator[None]:
-    """Holds a cache for one process; others wait."""
-    with saving(folder):
-        folder.mkdir(exist_ok=True)
-        file = open(folder / "lock", "w")  # noqa: SIM115 - held open as long as the lock
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("another process is at work on %s; waiting for it", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -13,7 +13,9 @@ import logging
 import pathlib
 import secrets
 import shutil
+import signal
 import sys
+from collections.abc import Collection, Sequence
 
 import keras
 import tensorflow as tf
@@ -24,7 +26,7 @@ from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
 from thumbnet_tf.folding import fold
 from thumbnet_tf.fused_norm import fused, plain
-from thumbnet_tf.optimizers import AdamW
+from thumbnet_tf.optimizers import build_optimizer
 from thumbnet_tf.runs import RunDir, environment, load_keras, save_keras, saving, write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
 from thumbnet_tf.trainer import Trainer
@@ -59,9 +61,12 @@ def train(cfg: Config) -> RunDir:
                     sources.prepare(cfg)
             dataset = sources.load(cfg)
             pipeline.steps_per_epoch(dataset.splits["train"], cfg)
+            given = None
             if job.is_chief:
                 if cfg.teacher != "train" and not run.is_done(ORIGINAL):
                     given = _given_teacher(cfg, dataset)
+                if not (run.path / "data.json").exists():
+                    _check_room(cfg, dataset, students, given)
                 run.bind_data(dataset.facts())  # all that can be checked was; from here on the directory is this run's
             job.barrier()
             if not job.is_chief:
@@ -140,39 +145,6 @@ def build_trainer(
     )
 
 
-def build_optimizer(
-    cfg: Config, peak_rate: float, total_steps: int, variables: list[keras.Variable]
-) -> keras.Optimizer:
-    """Builds the optimizer with its warm-up and cosine decay to 0.
-
-    Args:
-        cfg: the configuration.
-        peak_rate: highest learning rate.
-        total_steps: steps until the rate is 0.
-        variables: all variables to train; weight decay leaves out biases and batch normalisation.
-    """
-    warmup = round(cfg.warmup_fraction * total_steps)
-    rate = keras.optimizers.schedules.CosineDecay(
-        peak_rate / max(warmup, 1) if warmup else peak_rate,
-        max(total_steps - warmup, 1),
-        warmup_target=peak_rate if warmup else None,
-        warmup_steps=warmup,
-    )
-    common = {
-        "weight_decay": cfg.weight_decay or None,
-        "use_ema": cfg.ema_momentum > 0,
-        "ema_momentum": cfg.ema_momentum or 0.99,
-    }
-    if cfg.optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **common)
-    else:
-        optimizer = AdamW(rate, **{**common, "weight_decay": cfg.weight_decay})
-    optimizer.exclude_from_weight_decay(var_list=[v for v in variables if not v.path.endswith("kernel")])
-    if cfg.mixed_precision == "mixed_float16":
-        return keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
-
-
 def _train_method(
     method: str, cfg: Config, run: RunDir, dataset: sources.Dataset, job: distribution.Job
 ) -> dict[str, keras.Model]:
@@ -228,10 +200,31 @@ def _caches(
     """Returns the caches of what a method uses of T, by split; none where T isn't cached."""
     if teacher is None or cfg.teacher_cache == "off":
         return {}
-    maps = [cfg.fm_tap] if cfg.teacher_cache == "all" and trainer.decoder is not None else []
-    used = ("train", "validation") if trainer.is_taught else ("validation",)
+    caches = _open_caches(cfg, dataset, teacher, trainer.term_weights)
+    teacher_cache.prepare(cfg, teacher, caches)
+    return caches
+
+
+def _open_caches(
+    cfg: Config, dataset: sources.Dataset, teacher: keras.Model, losses: Collection[str]
+) -> dict[str, teacher_cache.TeacherCache]:
+    """Returns the caches, complete or not, of what some losses use of T."""
+    maps = [cfg.fm_tap] if cfg.teacher_cache == "all" and "fm" in losses else []
+    used = ("train", "validation") if {"kd", "fm"} & set(losses) else ("validation",)
     splits = {name: dataset.splits[name] for name in used}
-    return teacher_cache.prepare(cfg, teacher, splits, dataset.fingerprint, ["logits", *maps])
+    return teacher_cache.open_caches(cfg, teacher, splits, dataset.fingerprint, ["logits", *maps])
+
+
+def _check_room(cfg: Config, dataset: sources.Dataset, students: Sequence[str], given: keras.Model | None) -> None:
+    """Checks, before T is trained and the directory is this run's, that the caches of all methods will have room."""
+    losses = {term for method in students for term in stages.loss_weights(method, cfg)}
+    if cfg.teacher_cache == "off" or not losses:
+        return
+    teacher = given or thumbnet.build_teacher(cfg, len(dataset.class_names))  # a new T has no cache yet, as this one
+    caches = _open_caches(cfg, dataset, teacher, losses)
+    absent = {c: [file for file in c.files() if not c.path(*file).is_file()] for c in caches.values()}
+    if any(absent.values()):
+        teacher_cache.check_room(cfg, absent)
 
 
 def _finish(folder: pathlib.Path, models: dict[str, keras.Model]) -> None:
@@ -277,6 +270,9 @@ def main(cfg: Config) -> int:
     except loop.Interrupted as stop:
         print(f"interrupted by {stop}; the state is saved. The same command goes on.", file=sys.stderr)
         return stop.exit_code
+    except KeyboardInterrupt:  # between trainings
+        print("interrupted; what was finished is kept. The same command goes on.", file=sys.stderr)
+        return 128 + signal.SIGINT
     if not distribution.task_of(cfg).is_chief:
         print(f"done; the first machine has written models, logs and results to {run.path}")
         return 0

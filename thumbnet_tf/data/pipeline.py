@@ -105,9 +105,7 @@ def train_batches(
     )
 
 
-def view_batches(
-    split: Split, cfg: Config, view: int | None, start: int, stop: int, batch_size: int
-) -> tf.data.Dataset:
+def view_batches(split: Split, cfg: Config, view: int | None, start: int, batch_size: int) -> tf.data.Dataset:
     """Returns one view of the examples in order, as `train_batches` shows it where views repeat.
 
     Args:
@@ -115,7 +113,6 @@ def view_batches(
         cfg: gives the views' seed, image size and augmentation.
         view: number of the view; None = what evaluation shows.
         start: index of the first example.
-        stop: index behind the last one.
         batch_size: images in a batch; the last may hold fewer.
 
     Returns:
@@ -129,9 +126,9 @@ def view_batches(
         return _view(split, cfg, cfg.view_seed, tf.constant(view, tf.int64), index, *data)
 
     if split.store.random_access:
-        dataset = tf.data.Dataset.range(start, stop)
+        dataset = tf.data.Dataset.range(start, split.num_examples)
     else:
-        dataset = split.store.encoded().skip(start).take(stop - start)
+        dataset = split.store.encoded().skip(start)
     return dataset.map(image, tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 

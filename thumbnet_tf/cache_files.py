@@ -1,0 +1,89 @@
+"""Files of a cache: how large they will be, records written beside their place, and locks between processes."""
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import pathlib
+from collections.abc import Iterator
+
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from thumbnet_tf.runs import saving
+
+_OPTIONS = "group_size:1,uncompressed"  # every record can be read alone; T's maps hardly compress
+_BLOCK_BYTES = 2**16  # an ArrayRecord file is a whole number of such blocks
+_RECORD_BYTES = 64  # what a record takes beside its content, at most
+
+_log = logging.getLogger(__name__)
+
+
+def file_size(records: int, content: int) -> int:
+    """Returns how many bytes a file takes at most, by ArrayRecord's layout: blocks of 64 KiB, two of them its index.
+
+    Args:
+        records: number of records.
+        content: bytes of each.
+    """
+    return (-(-records * (content + _RECORD_BYTES) // _BLOCK_BYTES) + 2) * _BLOCK_BYTES
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
+    """Gives a writer of a file that appears in its place when all is written.
+
+    Raises:
+        UserError: when it can't be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            writer = ArrayRecordWriter(str(partial), _OPTIONS)
+            yield writer
+            writer.close()
+            os.replace(partial, path)
+        except RuntimeError as error:  # what the library raises for a full disk and the like
+            raise OSError(str(error).partition(";")[0]) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def identity(path: pathlib.Path) -> list:
+    """Returns a file's size and SHA-256."""
+    with open(path, "rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def held(folder: pathlib.Path) -> int:
+    """Returns the bytes of all files below a folder, in which other processes may be at work."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+@contextlib.contextmanager
+def lock(folder: pathlib.Path) -> Iterator[None]:
+    """Holds a folder, which is made if need be, for one process; others wait.
+
+    Raises:
+        UserError: when it can't be written.
+    """
+    with saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "lock", "w")  # noqa: SIM115 - held open as long as the lock
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("another process is at work on %s; waiting for it", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def size_text(num_bytes: float) -> str:
+    """Returns a size as one reads it."""
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
