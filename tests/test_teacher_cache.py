@@ -17,8 +17,8 @@ from train_helpers import assert_same, interrupt_at, rows, state_of
 from thumbnet_tf import cache_files, loop, teacher_cache, thumbnet
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
-from thumbnet_tf.runs import RunDir
 from thumbnet_tf.optimizers import build_optimizer
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.train import build_trainer, train
 
 OUTPUTS = ("logits", "stage1")

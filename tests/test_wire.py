@@ -14,8 +14,8 @@ from thumbnet_tf import jpeg, preprocess, wire
 from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.data import sources
 from thumbnet_tf.evaluate import load_parts
-from thumbnet_tf.runs import RunDir, read_rows
 from thumbnet_tf.optimizers import build_optimizer
+from thumbnet_tf.runs import RunDir, read_rows
 from thumbnet_tf.train import build_trainer
 from thumbnet_tf.wire import Options
 

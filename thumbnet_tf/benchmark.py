@@ -25,7 +25,7 @@ class Options:
     what: str = option("inference", "what to measure", choices=tuple(WHAT))
     run_dir: str = option("", "run directory made by thumbnet_tf.train; default: random models at 224 px")
     out: str = option("", "folder of the results; default <run_dir>/benchmark or runs/benchmark")
-    rounds: int = option(9, "turns that each case takes", minimum=1, maximum=1000)
+    rounds: int = option(7, "turns that each case takes", minimum=1, maximum=1000)
     intra_op_threads: int = option(0, "as in thumbnet_tf.train", minimum=0)
     inter_op_threads: int = option(0, "as in thumbnet_tf.train", minimum=0)
     quick: bool = option(False, "fewer cases: at 224 px ResNet-18 at ratio 4 alone; training at 128 px alone")

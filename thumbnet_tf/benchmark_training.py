@@ -20,8 +20,8 @@ from thumbnet_tf.config import Config
 from thumbnet_tf.data import pipeline
 from thumbnet_tf.data.sources import Split
 from thumbnet_tf.data.store import MemoryStore
-from thumbnet_tf.runs import RunDir
 from thumbnet_tf.optimizers import build_optimizer
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.train import build_trainer
 from thumbnet_tf.trainer import Trainer
 
