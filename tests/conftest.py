@@ -19,10 +19,17 @@ tf.config.set_logical_device_configuration(
 )
 
 
+# modules whose fixtures take long: each stays on one worker, so that they are set up once
+TOGETHER = ("test_qat", "test_tflite", "test_parity", "test_multi_worker", "test_benchmark_training", "test_sources")
+
+
 def pytest_itemcollected(item):
-    """Keeps the tests of an export on one worker, so that it is made once."""
+    """Keeps the tests that share an export, or a module's slow fixture, on one worker."""
+    module = item.module.__name__
     if "exported" in item.fixturenames:
         item.add_marker(pytest.mark.xdist_group("exported"))
+    elif module in TOGETHER:
+        item.add_marker(pytest.mark.xdist_group(module))
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,9 @@ from thumbnet_tf.config import Config, FlagError, UserError
 
 
 def test_a_run_is_measured(tiny_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(peak_memory, "measure", lambda models, batch, dtype: [800, 100, 50] if dtype == "float32" else [900, 300, 50])
+    monkeypatch.setattr(
+        peak_memory, "measure", lambda models, batch, dtype: [800, 100, 50] if dtype == "float32" else [900, 300, 50]
+    )
     options = benchmark.Options(run_dir=str(tiny_run.path), rounds=1, out=str(tmp_path / "new" / "out"))
     benchmark.main(options)
     with open(tmp_path / "new" / "out" / "benchmark_inference.csv") as file:

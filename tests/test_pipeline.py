@@ -222,3 +222,25 @@ def test_views_repeat_and_do_not_depend_on_the_seed(splits, kind):
     crops = np.concatenate(list(pipeline.view_batches(split, cfg, None, 0, 5).as_numpy_iterator()))
     evaluated = collect(eval_batches(split, cfg))["image"].reshape(-1, 32, 32, 3)
     np.testing.assert_array_equal(crops, evaluated[: len(crops)])
+
+
+def test_mixed_views_are_made_of_the_views_they_name(splits):
+    split, cfg = splits["memory"]
+    plain = replace(cfg, view_seed=9)
+    views = [next(iter(pipeline.view_batches(split, plain, view, 0, 100))).numpy() for view in (0, 1)]
+    shares = set()
+    for batch in train_batches(split, replace(plain, mixup_alpha=1.0), epochs=2, views=2).as_numpy_iterator():
+        for image, label, index, view, _, other_label, share in zip(
+            *(batch[name] for name in ("image", "label", "id", "view", "mask", "other_label", "share")), strict=True
+        ):
+            assert label == split.labels[index]
+            candidates = [
+                np.rint(share * views[view][index].astype(np.float32) + (1 - share) * views[view][other])
+                for other in np.flatnonzero(split.labels == other_label)
+            ]
+            assert min(np.abs(candidate - image).max() for candidate in candidates) <= 1
+            shares.add(float(share))
+    assert len(shares) > 10
+    stream = splits["stream"][0]
+    with pytest.raises(UserError, match="--mixup_alpha needs images that can be read in any order"):
+        train_batches(stream, replace(cfg, mixup_alpha=1.0))

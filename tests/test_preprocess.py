@@ -221,3 +221,25 @@ def test_decode_and_crop_in_a_saved_model(tmp_path):
     for name, row in zip(names, result, strict=True):
         expected = preprocess.eval_crop(preprocess.decode_image(FILES[name][0]), 24, 0.875)
         np.testing.assert_array_equal(row, expected, err_msg=name)
+
+
+def test_mixing_is_a_function_of_the_seed_and_follows_the_beta_distribution():
+    seeds = tf.stack([tf.constant([5, number]) for number in range(3000)])
+    others, shares = (
+        x.numpy()
+        for x in tf.map_fn(
+            lambda seed: preprocess.mixing(seed, 0.5, 7), seeds, fn_output_signature=(tf.int64, tf.float32)
+        )
+    )
+    again = preprocess.mixing(seeds[11], 0.5, 7)
+    assert (int(again[0]), float(again[1])) == (others[11], shares[11])
+    assert set(others.tolist()) == set(range(7))
+    # Beta(a, a): mean 1/2, variance 1 / (4 (2 a + 1)) = 1/8 for a = 1/2
+    assert shares.mean() == pytest.approx(0.5, abs=0.02)
+    assert shares.var() == pytest.approx(1 / 8, abs=0.01)
+
+
+def test_mix_golden():
+    image, other = tf.constant([[[200, 10, 255]]], tf.uint8), tf.constant([[[100, 20, 255]]], tf.uint8)
+    # 0.25 x 200 + 0.75 x 100 = 125; 0.25 x 10 + 0.75 x 20 = 17.5, rounded to even
+    np.testing.assert_array_equal(preprocess.mix(image, other, tf.constant(0.25)), [[[125, 18, 255]]])

@@ -54,10 +54,10 @@ def files_of(caches) -> dict:
     return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("0*")}
 
 
-@pytest.mark.parametrize("memory_limit_gb", [4.0, 0.0])
-def test_what_is_read_is_what_the_teacher_says_of_the_view_shown(cached, memory_limit_gb):
+@pytest.mark.parametrize("changes", [{}, {"memory_limit_gb": 0.0}, {"mixup_alpha": 1.0}])
+def test_what_is_read_is_what_the_teacher_says_of_the_view_shown(cached, changes):
     cfg, _, teacher = cached
-    cfg = dataclasses.replace(cfg, memory_limit_gb=memory_limit_gb)
+    cfg = dataclasses.replace(cfg, **changes)
     dataset = sources.load(cfg, ("train", "validation"))
     caches = prepare(cfg, dataset, teacher)
     train_split, validation = dataset.splits["train"], dataset.splits["validation"]
@@ -130,7 +130,7 @@ def test_another_teacher_view_seed_or_preprocessing_is_another_cache(cached, fol
     cfg, dataset, teacher = cached
     first = {cache.folder for cache in prepare(cfg, dataset, teacher).values()}
     assert {c.folder for c in prepare(cfg, dataset, random_teacher(cfg, 4)).values()}.isdisjoint(first)
-    for other in ({"view_seed": 1}, {"augment": "crop"}, {"random_crop_min_area": 0.5}):
+    for other in ({"view_seed": 1}, {"augment": "crop"}, {"random_crop_min_area": 0.5}, {"mixup_alpha": 0.2}):
         caches = prepare(dataclasses.replace(cfg, **other), dataset, teacher)
         assert caches["train"].folder not in first, other
         assert caches["validation"].folder in first  # what evaluation shows depends on none of these

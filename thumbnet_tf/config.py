@@ -132,6 +132,13 @@ class Config:
     random_crop_min_area: float = option(
         0.35, "smallest share of the image's area in a random resized crop", minimum=0.01, maximum=1.0
     )
+    mixup_alpha: float = option(
+        0.0,
+        "MixUp in training E and S: images are mixed by shares of a Beta(alpha, alpha) distribution; 0 = not at all, "
+        "1 = uniform shares",
+        minimum=0.0,
+        maximum=100.0,
+    )
     on_bad_image: str = option("error", "what to do with an image that can't be decoded", choices=("error", "skip"))
     memory_limit_gb: float = option(
         4.0,

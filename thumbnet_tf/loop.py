@@ -175,21 +175,28 @@ def _rows_until(path: pathlib.Path, step: int) -> list[dict[str, str]]:
 
 def _compiled(trainer: Trainer, strategy: tf.distribute.Strategy) -> tuple[Callable, Callable]:
     """Returns the train and the test step over all replicas as graphs; results are read from the trackers."""
+    classes = trainer.student.output["logits"].shape[-1]
 
     @tf.function(reduce_retracing=True)
     def run_step(batch: dict) -> None:
-        strategy.run(trainer.train_step, args=(_triple(batch),))
+        strategy.run(trainer.train_step, args=(_triple(batch, classes),))
 
     @tf.function(reduce_retracing=True)
     def run_test(batch: dict) -> None:
-        strategy.run(trainer.test_step, args=(_triple(batch),))
+        strategy.run(trainer.test_step, args=(_triple(batch, classes),))
 
     return run_step, run_test
 
 
-def _triple(batch: dict) -> tuple:
-    inputs = {name: value for name, value in batch.items() if name not in ("label", "id", "view", "mask")}
-    return inputs, batch["label"], batch["mask"]
+def _triple(batch: dict, classes: int) -> tuple:
+    """Returns a batch of `data/pipeline.py` as images (and what is given of T), labels and weights."""
+    about = ("label", "other_label", "share", "id", "view", "mask")
+    inputs = {name: value for name, value in batch.items() if name not in about}
+    labels = batch["label"]
+    if "share" in batch:
+        share = batch["share"][:, None]
+        labels = share * tf.one_hot(labels, classes) + (1 - share) * tf.one_hot(batch["other_label"], classes)
+    return inputs, labels, batch["mask"]
 
 
 def _validate(trainer: Trainer, run_test: Callable, batches, name: str, step: int) -> dict[str, str]:

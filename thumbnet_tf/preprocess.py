@@ -169,3 +169,28 @@ def view_seed(seed: int, example_id: tf.Tensor, view: tf.Tensor) -> tf.Tensor:
     # The folded-in number's type becomes the seed's type.
     folded = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int32), tf.cast(example_id, tf.int32))
     return tf.random.experimental.stateless_fold_in(folded, tf.cast(view, tf.int32))
+
+
+def mixing(seed: tf.Tensor, alpha: float, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draws what MixUp mixes a view with: a pure function of `seed` (Zhang et al. 2018).
+
+    https://arxiv.org/abs/1710.09412
+
+    Args:
+        seed: int32 (2,), see `view_seed`.
+        alpha: of the share's Beta(alpha, alpha) distribution, above 0; 1 makes it uniform.
+        count: number of examples.
+
+    Returns:
+        The other example's index, int64 scalar below `count`, and the share of the view itself, float32 in [0, 1].
+    """
+    own = tf.random.experimental.stateless_fold_in(seed, 1)  # what the view itself draws is left as it is
+    other = tf.random.stateless_uniform((), own, 0, count, tf.int64)
+    gammas = tf.random.stateless_gamma((2,), own, alpha)  # their shares of their sum are Beta distributed
+    return other, tf.math.divide_no_nan(gammas[0], gammas[0] + gammas[1])
+
+
+def mix(image: tf.Tensor, other: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """Returns share * image + (1 - share) * other, uint8 as they are, rounded."""
+    mixed = share * tf.cast(image, tf.float32) + (1 - share) * tf.cast(other, tf.float32)
+    return tf.saturate_cast(tf.round(mixed), tf.uint8)

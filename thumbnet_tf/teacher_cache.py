@@ -286,7 +286,7 @@ def number_of_views(cfg: Config) -> int:
     """
     if cfg.teacher_cache == "off":
         return 0
-    return 1 if cfg.augment == "none" else min(cfg.cached_views, cfg.epochs)
+    return 1 if cfg.augment == "none" and not cfg.mixup_alpha else min(cfg.cached_views, cfg.epochs)
 
 
 def _key(cfg: Config, weights: str, split: Split, fingerprint: str) -> str:
@@ -294,6 +294,7 @@ def _key(cfg: Config, weights: str, split: Split, fingerprint: str) -> str:
     seen = [cfg.image_size, cfg.crop_fraction]
     if split.name == _TRAIN:
         seen += [cfg.augment, *(() if cfg.augment == "none" else (cfg.random_crop_min_area, cfg.view_seed))]
+        seen += [cfg.mixup_alpha, cfg.view_seed] if cfg.mixup_alpha else []
     parts = [_FORMAT, weights, fingerprint, split.name, split.num_examples, split.digest, len(split.bad), seen]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -151,6 +151,8 @@ def _train_method(
     """Trains one method to its end and returns its models by the name they are saved under."""
     folder = run.method(method)
     is_teacher = method == ORIGINAL
+    if is_teacher:
+        cfg = dataclasses.replace(cfg, mixup_alpha=0.0)  # as its option says
     split = dataset.splits["train"]
     epochs = cfg.teacher_epochs if is_teacher else cfg.epochs
     steps = pipeline.steps_per_epoch(split, cfg)

@@ -12,9 +12,9 @@ class Trainer(keras.Model):
     """Trains a student, and a learned downscaler with it, under any of ThumbNet's four losses.
 
     Works in `fit` and `evaluate`, alone or under `tf.distribute`, on batches `(images, labels[, weights])`: images
-    `(B, H, W, 3)` in [0, 255], labels `(B,)` integers, weights `(B,)` (0 for padding). In place of the images there may
-    stand a dict of `image` and outputs of T for them by name, such as `logits` and `stage2`, which then needn't be
-    computed: T runs only as far as an output that is needed and not given.
+    `(B, H, W, 3)` in [0, 255], labels `(B,)` integers or `(B, C)` probabilities, weights `(B,)` (0 for padding). In
+    place of the images there may stand a dict of `image` and outputs of T for them by name, such as `logits` and
+    `stage2`, which then needn't be computed: T runs only as far as an output that is needed and not given.
 
     Training T itself is the case without downscaler and teacher.
     """
@@ -164,7 +164,8 @@ class Trainer(keras.Model):
         weights: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
         predicted = tf.argmax(outputs["logits"], axis=-1, output_type=tf.int64)
-        values = {"loss": total, **terms, "accuracy": predicted == tf.cast(labels, tf.int64)}
+        likeliest = tf.argmax(labels, axis=-1, output_type=tf.int64) if len(labels.shape) == 2 else labels
+        values = {"loss": total, **terms, "accuracy": predicted == tf.cast(likeliest, tf.int64)}
         if targets is not None:
             values["agreement"] = predicted == tf.argmax(targets["logits"], axis=-1, output_type=tf.int64)
         # the mean over all replicas, noted by each with its share of the weight: so every replica's tracker holds

@@ -2,7 +2,9 @@
 
 Both give dicts of `image` uint8 (B, S, S, 3) in [0, 255], `label` int64 (B,), `id` int64 (B,), the example's index in
 its split, `view` int64 (B,), the number of the augmentation it is shown in, and `mask` float32 (B,), 1 for an example
-and 0 for padding. B is `cfg.batch_size` where one replica trains; of several, each gets its equal part of every batch.
+and 0 for padding. Where training mixes images, `share` float32 (B,) is the label's share of the image, and
+`other_label` int64 (B,) holds for the rest. B is `cfg.batch_size` where one replica trains; of several, each gets its
+equal part of every batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,9 +67,14 @@ def train_batches(
         parts of each batch, one after the other.
 
     Raises:
-        UserError: when the split doesn't fill one batch.
+        UserError: when the split doesn't fill one batch, or streamed images are to be mixed.
     """
     cfg = cfg.resolved()
+    if cfg.mixup_alpha and not split.store.random_access:
+        raise UserError(
+            "--mixup_alpha needs images that can be read in any order; raise --memory_limit_gb so that they stay in "
+            f"memory, use a folder of images, or leave it at 0. Received: --mixup_alpha={cfg.mixup_alpha:g}"
+        )
     epoch_examples = steps_per_epoch(split, cfg) * cfg.batch_size
     total = (cfg.epochs if epochs is None else epochs) * epoch_examples
     start = min(start_step * cfg.batch_size, total)
@@ -94,9 +101,12 @@ def train_batches(
         return records.map(lambda index, data: (epoch, index, data))
 
     def example(epoch: tf.Tensor, index: tf.Tensor, *data: tf.Tensor) -> dict[str, tf.Tensor]:
-        view = epoch % views if views else epoch
-        image = _view(split, cfg, cfg.view_seed if views else cfg.seed, view, index, *data)
-        return _example(image, labels[index], index, view)
+        view, seed = (epoch % views, cfg.view_seed) if views else (epoch, cfg.seed)
+        shown = _example(_view(split, cfg, seed, view, index, *data), labels[index], index, view)
+        if cfg.mixup_alpha:
+            other, share = _mixing(split, cfg, seed, view, index)
+            shown |= {"other_label": labels[other], "share": share}
+        return shown
 
     dataset = tf.data.Dataset.range(first, total // epoch_examples).flat_map(of_epoch)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality((total - start) // context.num_input_pipelines))
@@ -204,15 +214,27 @@ def encoded_images(split: Split) -> Iterator[bytes]:
 
 
 def _view(split: Split, cfg: Config, seed: int, view: tf.Tensor, index: tf.Tensor, *data: tf.Tensor) -> tf.Tensor:
-    """Returns a view of an example as training shows it."""
-    return preprocess.training_image(
-        preprocess.decode_image(*data) if data else split.store.get(index),
-        preprocess.view_seed(seed, index, view),
-        augment=cfg.augment,
-        size=cfg.image_size,
-        crop_fraction=cfg.crop_fraction,
-        min_area=cfg.random_crop_min_area,
-    )
+    """Returns a view of an example as training shows it, mixed with the same view of another one where that is on."""
+
+    def single(index: tf.Tensor, *data: tf.Tensor) -> tf.Tensor:
+        return preprocess.training_image(
+            preprocess.decode_image(*data) if data else split.store.get(index),
+            preprocess.view_seed(seed, index, view),
+            augment=cfg.augment,
+            size=cfg.image_size,
+            crop_fraction=cfg.crop_fraction,
+            min_area=cfg.random_crop_min_area,
+        )
+
+    if not cfg.mixup_alpha:
+        return single(index, *data)
+    other, share = _mixing(split, cfg, seed, view, index)
+    return preprocess.mix(single(index), single(other), share)
+
+
+def _mixing(split: Split, cfg: Config, seed: int, view: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the example that a view is mixed with, and the view's own share."""
+    return preprocess.mixing(preprocess.view_seed(seed, index, view), cfg.mixup_alpha, split.num_examples)
 
 
 def _crop(split: Split, cfg: Config, index: tf.Tensor, *data: tf.Tensor) -> tf.Tensor:

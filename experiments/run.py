@@ -1,0 +1,113 @@
+"""Trains rows of the experiments' tables one after the other, each for some seeds, and notes their results.
+
+  python -m experiments.run --list                                             # rows, and which seeds are measured
+  python -m experiments.run --rows=flowers_32_original,flowers_32_thumbnet --seeds=0,1,2
+
+A row is a flagfile `experiments/rows/<set>_<row>.flags`. Each pair of row and seed is a run directory
+`<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which must come first. Results go to
+`experiments/results/<set>.csv` as each run ends; what stands there is not run again. Interrupt it anyhow: the same command
+goes on where it was.
+"""
+
+import dataclasses
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+from experiments.summary import RESULTS, ROOT
+from thumbnet_tf import flags
+from thumbnet_tf.config import FlagError, UserError, check_options, option
+from thumbnet_tf.evaluate import COLUMNS as EVALUATED
+from thumbnet_tf.runs import read_rows, write_rows
+from thumbnet_tf.stages import ORIGINAL
+
+ROWS = ROOT / "experiments" / "rows"
+COLUMNS = ("row", *EVALUATED, "minutes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the command."""
+
+    rows: tuple[str, ...] = option((), "comma-separated names of flagfiles in experiments/rows, without .flags")
+    seeds: tuple[str, ...] = option(("0",), "comma-separated seeds of each row")
+    runs: str = option("runs", "folder of the run directories")
+    list: bool = option(False, "list all rows and the seeds that are measured, and do nothing")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        for seed in self.seeds:
+            if not seed.isdecimal():
+                raise FlagError(f"--seeds takes whole numbers, as in 0,1,2. Received: {seed!r}")
+        unknown = [row for row in self.rows if row not in names()]
+        if unknown:
+            raise FlagError(f"--rows takes names that --list shows. Received: {', '.join(unknown)}")
+        if not self.rows and not self.list:
+            raise FlagError("--rows must name at least one row; --list shows all. Received: none")
+
+
+def names() -> list[str]:
+    """Returns the names of all rows."""
+    return sorted(path.stem for path in ROWS.glob("*.flags"))
+
+
+def set_of(row: str) -> str:
+    """Returns the set, such as `flowers_32`, that a row's name begins with."""
+    return "_".join(row.split("_")[:2])
+
+
+def measured(row: str) -> dict[int, float]:
+    """Returns the seeds of a row that are in its set's CSV, and the minutes that each took."""
+    found = read_rows(RESULTS / f"{set_of(row)}.csv")
+    return {int(each["seed"]): float(each["minutes"]) for each in found if each["row"] == row}
+
+
+def command(row: str, seed: str, runs: pathlib.Path) -> list[str]:
+    """Returns the training command of a row and a seed."""
+    given = [sys.executable, "-m", "thumbnet_tf.train", f"--flagfile={ROWS.relative_to(ROOT) / row}.flags"]
+    given += [f"--seed={seed}", f"--run_dir={runs / f'{row}_seed{seed}'}"]
+    teacher = f"{set_of(row)}_{ORIGINAL}"
+    return given if row == teacher else [*given, f"--teacher={runs / f'{teacher}_seed{seed}'}"]
+
+
+def note(row: str, seed: str, run: pathlib.Path, minutes: float) -> None:
+    """Adds the results of a finished run to its set's CSV, those of its last method: T is a row of its own.
+
+    Raises:
+        UserError: when the run has no results.
+    """
+    path = RESULTS / f"{set_of(row)}.csv"
+    found = read_rows(run / "results.csv")
+    if not found:
+        raise UserError(f"a finished run is expected. Received: {run}, which has no results.csv")
+    method = found[-1]["method"]
+    kept = [each for each in read_rows(path) if (each["row"], each["seed"]) != (row, seed)]
+    new = [{"row": row, **each, "minutes": f"{minutes:.1f}"} for each in found if each["method"] == method]
+    write_rows(path, COLUMNS, sorted(kept + new, key=lambda each: (each["row"], int(each["seed"]), each["split"])))
+
+
+def main(options: Options) -> int:
+    """Runs what isn't measured yet, in the order given; returns the exit code of a training that failed."""
+    if options.list:
+        for row in names():
+            print(f"{row:40s} seeds measured: {', '.join(map(str, sorted(measured(row)))) or 'none'}")
+        return 0
+    jobs = [(row, seed) for row in options.rows for seed in options.seeds if int(seed) not in measured(row)]
+    for number, (row, seed) in enumerate(jobs):
+        known = [minutes for each in jobs[number:] for minutes in measured(each[0]).values()]
+        left = f"about {statistics.mean(known) * (len(jobs) - number):.0f} minutes left" if known else "time unknown"
+        print(f"[{number + 1}/{len(jobs)}] {row}, seed {seed}; {left}", file=sys.stderr, flush=True)
+        start = time.monotonic()
+        code = subprocess.run(command(row, seed, pathlib.Path(options.runs)), cwd=ROOT).returncode
+        if code:
+            print(f"{row}, seed {seed} ended with code {code}; the same command goes on from there", file=sys.stderr)
+            return code
+        run = ROOT / options.runs / f"{row}_seed{seed}"
+        note(row, seed, run, (time.monotonic() - start) / 60)
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main, Options)
