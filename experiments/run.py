@@ -4,9 +4,9 @@
   python -m experiments.run --rows=flowers_32_original,flowers_32_thumbnet --seeds=0,1,2
 
 A row is a flagfile `experiments/rows/<set>_<row>.flags`. Each pair of row and seed is a run directory
-`<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which must come first. Results go to
-`experiments/results/<set>.csv` as each run ends; what stands there is not run again. Interrupt it anyhow: the same command
-goes on where it was.
+`<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which must come first. Results go
+to `experiments/results/<set>.csv` as each run ends; what stands there is not run again. Interrupt it anyhow: the same
+command goes on where it was.
 """
 
 import dataclasses

@@ -164,13 +164,8 @@ def _times(
                 single["function_latency", *key] = lambda function=function, images=images: function(images)
         lite["tflite_latency", *key] = _interpreter(tflite.convert(model, MODELS[key[0]], "float32"))
     found = {}
-    few = rounds // 2 + 1  # a large batch takes long, and varies less
-    for cases, count, turn, what in (
-        (single, rounds, _SINGLE, "batch 1"),
-        (lite, rounds, _SINGLE, "TFLite"),
-        (many, few, _MANY, f"batch {batch}"),
-    ):
-        times = timing.measure(cases, rounds=count, **turn, what=f"{backbone}: {what}")
+    for cases, turn, what in ((single, _SINGLE, "batch 1"), (lite, _SINGLE, "TFLite"), (many, _MANY, f"batch {batch}")):
+        times = timing.measure(cases, rounds=rounds, **turn, what=f"{backbone}: {what}")
         found |= {key: value.milliseconds for key, value in times.items()}
     return found
 

@@ -1,0 +1,76 @@
+"""The runner of experiment rows: what is trained with which teacher, what is noted, what is not run again."""
+
+import subprocess
+import types
+
+import pytest
+
+from experiments import run
+from thumbnet_tf.config import FlagError
+from thumbnet_tf.evaluate import COLUMNS
+from thumbnet_tf.runs import read_rows, write_rows
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    """Two rows of a set in a folder of their own, and a training that writes results at once; gives its commands."""
+    started = []
+    for name in ("rows", "results"):
+        (tmp_path / name).mkdir()
+    for name in ("discs_32_original", "discs_32_bicubic"):
+        (tmp_path / "rows" / f"{name}.flags").write_text("--methods=bicubic\n")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "ROWS", tmp_path / "rows")
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
+
+    def train(command, cwd):
+        started.append(command[3:])
+        flags = dict(part.removeprefix("--").split("=") for part in command[3:])
+        if flags["seed"] == "7":
+            return types.SimpleNamespace(returncode=143)
+        method = flags["flagfile"].split("_")[-1].removesuffix(".flags")
+        common = dict.fromkeys(COLUMNS, "1") | {"seed": flags["seed"], "top1": f"0.{flags['seed']}5"}
+        folder = cwd / flags["run_dir"]
+        folder.mkdir(parents=True)
+        found = [common | {"method": m, "split": s} for m in ("original", method) for s in ("validation", "test")]
+        write_rows(folder / "results.csv", COLUMNS, found if method != "original" else found[:2])
+        return types.SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", train)
+    return started
+
+
+def test_each_row_and_seed_is_trained_once_with_its_teacher(rows, tmp_path):
+    options = run.Options(rows=("discs_32_original", "discs_32_bicubic"), seeds=("0", "1"))
+    assert run.main(options) == 0
+    assert rows[0] == ["--flagfile=rows/discs_32_original.flags", "--seed=0", "--run_dir=runs/discs_32_original_seed0"]
+    assert rows[3] == [
+        "--flagfile=rows/discs_32_bicubic.flags",
+        "--seed=1",
+        "--run_dir=runs/discs_32_bicubic_seed1",
+        "--teacher=runs/discs_32_original_seed1",
+    ]
+    noted = read_rows(tmp_path / "results" / "discs_32.csv")
+    assert [(row["row"], row["seed"], row["split"], row["method"], row["top1"]) for row in noted] == [
+        (f"discs_32_{method}", seed, split, method, f"0.{seed}5")
+        for method in ("bicubic", "original")
+        for seed in ("0", "1")
+        for split in ("test", "validation")
+    ]
+    assert run.main(options) == 0
+    assert len(rows) == 4  # nothing anew
+
+
+def test_a_training_that_ends_badly_stops_the_list(rows, capsys):
+    assert run.main(run.Options(rows=("discs_32_original",), seeds=("7", "0"))) == 143
+    assert "ended with code 143; the same command goes on" in capsys.readouterr().err
+    assert len(rows) == 1
+
+
+def test_mistakes_are_named(rows):
+    with pytest.raises(FlagError, match="--rows takes names that --list shows. Received: other"):
+        run.Options(rows=("other",))
+    with pytest.raises(FlagError, match="--seeds takes whole numbers"):
+        run.Options(rows=("discs_32_original",), seeds=("a",))
+    with pytest.raises(FlagError, match="--rows must name at least one row"):
+        run.Options()
