@@ -20,12 +20,10 @@ from thumbnet_tf.runs import RunDir, saving, write_atomically
 class Options:
     """Options of the command."""
 
-    run_dir: str = option(
-        "", "finished run directory made by thumbnet_tf.train; default: the one that --export_dir names"
-    )
+    run_dir: str = option("", "finished run directory made by thumbnet_tf.train; default: the one of --export_dir")
     export_dir: str = option(
         "",
-        "a version made by thumbnet_tf.export, as saved_models/thumbnet/1; default: the run's latest in saved_models",
+        "a version made by thumbnet_tf.export; default: the latest in saved_models that names the run",
     )
     method: str = option("", "finished method to report on; default the exported one, thumbnet, or the last one")
     out: str = option("", "HTML file; default <run_dir>/report.html")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from thumbnet_tf import plots
 from thumbnet_tf.report_html import Markup, escape
-from thumbnet_tf.stats import Calibration
+from thumbnet_tf.stats import Calibration, wilson
 
 _INK = "#010203"  # no figure uses it otherwise
 _STYLE = {
@@ -48,7 +48,8 @@ def losses(metrics: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[tuple[st
 def accuracy(rows: Sequence[Mapping[str, str]], dataset: str) -> Markup:
     """Draws accuracy over multiply-adds; for the arguments see `plots.accuracy_figure`."""
     with matplotlib.rc_context(_STYLE):
-        figure = plots.accuracy_figure(rows, dataset, (6.4, 4.2))
+        figure = plots.accuracy_figure(rows, dataset, (4.8, 3.6))
+        figure.axes[0].set_xlabel("multiply-adds an image, log scale")
         points = ", ".join(f"{row['method']} {100 * float(row['top1']):.1f} %" for row in rows)
         return _svg(figure, f"test accuracy over multiply-adds; {points}", "cost")
 
@@ -61,19 +62,22 @@ def reliability(calibrations: Mapping[str, Calibration], methods: Mapping[str, s
         methods: the method of each name, for its colour.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+        figure = Figure(figsize=(4.4, 4.4), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         above.plot((0, 1), (0, 1), color="gray", linewidth=0.8, linestyle=":", label="score = accuracy")
         for index, (name, found) in enumerate(calibrations.items()):
             colour, marker = plots.STYLES[methods[name]]
             used, bins = found.counts > 0, len(found.counts)
-            label = f"{name}, ECE {found.error:.3f}"
-            above.plot(found.score[used], found.accuracy[used], color=colour, marker=marker, linewidth=1, label=label)
+            share, total = found.accuracy[used], found.counts[used]
+            ends = np.array([wilson(round(a * n), n) for a, n in zip(share.tolist(), total.tolist(), strict=True)]).T
+            reach = np.abs(ends - share)
+            style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1, "elinewidth": 0.7}
+            above.errorbar(found.score[used], share, reach, label=f"{name}, ECE {found.error:.3f}", **style)
             width = 0.8 / bins / len(calibrations)
             places = (np.arange(bins) + 0.1) / bins + index * width
             below.bar(places, found.counts, width, align="edge", color=colour, alpha=0.7)
         above.set_ylabel("share that is right")
-        above.legend(frameon=False, loc="upper left")
+        above.legend(frameon=False, loc="lower right")
         below.set_ylabel("answers")
         below.set_xlabel("score of the answer")
         above.set_xlim(0, 1)

@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -24,7 +24,7 @@ h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; padding-top: 1rem; border-top: 
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 p { margin: .5rem 0; max-width: 46rem; }
 a { color: var(--accent); }
-.soft, figcaption, footer, nav { color: var(--soft); font-size: .9rem; }
+.soft, figcaption, footer, nav { color: var(--soft); font-size: .9em; }
 nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 1rem 0 0; padding: 0; }
 .note { border-left: 3px solid var(--accent); background: var(--tint); padding: .5rem .8rem; margin: .8rem 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem;
@@ -44,10 +44,11 @@ tbody tr:last-child > * { border-bottom: 0; }
 figure { margin: .8rem 0; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: .8rem; }
 .plot { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; margin: 0; }
-.plot.wide { max-width: 42rem; margin: .8rem 0; }
-.plot svg { display: block; width: 100%; height: auto; }
+.plot.wide { max-width: 32rem; margin: .8rem 0; }
+.plot svg { display: block; width: 100%; height: auto; fill: currentColor; }
 svg text { font-family: inherit !important; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: .8rem; }
+.cards.narrow { grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; }
 .card h3 { margin: 0 0 .5rem; }
 .strip { display: flex; gap: .6rem; align-items: flex-start; }
@@ -59,6 +60,10 @@ svg text { font-family: inherit !important; }
 .good { color: var(--good); font-weight: 600; }
 .bad { color: var(--bad); font-weight: 600; }
 .bar { display: block; width: 7rem; height: 1.2rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.2rem; margin: .8rem 0; font-size: .95rem; }
+dt { font-weight: 600; }
+dd { margin: 0; min-width: 0; }
+@media (max-width: 36rem) { dl { display: block; } dd { margin-bottom: .5rem; } }
 pre { overflow-x: auto; background: var(--tint); border-radius: 8px; padding: .8rem; font-size: .85rem;
   overflow-wrap: normal; }
 footer { padding: 2rem 1rem; }
@@ -69,15 +74,19 @@ footer { padding: 2rem 1rem; }
   body { font-size: 10pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   main, header, footer { max-width: none; padding: 0; }
   nav { display: none; }
-  h2, h3, caption { break-after: avoid; }
-  .card, .plot, .tile, tr, .note { break-inside: avoid; }
+  h2, h3, caption, section > p:first-of-type { break-after: avoid; }
+  dl { display: grid; }
+  .card, .plot, .tile, .scroll, tr, p, pre { break-inside: avoid; }
   thead { display: table-header-group; }
   .scroll, pre { overflow: visible; }
   .scroll { border-radius: 0; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   table { font-size: 8pt; }
   th, td { padding: .25rem .4rem; }
-  .cards { grid-template-columns: repeat(3, 1fr); }
+  .cards { grid-template-columns: repeat(2, 1fr); }
+  .cards.narrow { grid-template-columns: repeat(4, 1fr); }
+  .card { padding: .4rem; }
+  .strip > div { font-size: 7pt; }
   .plots { grid-template-columns: repeat(3, 1fr); }
 }
 """
@@ -122,10 +131,12 @@ def join(parts: Sequence[object], between: str = "\n") -> Markup:
 
 def element(tag: str, *content: object, **attributes: object) -> Markup:
     """Returns an element with its content and its attributes (`class_` for `class`), all escaped."""
-    text = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for name, value in attributes.items()
-    )
-    return Markup(f"<{tag}{text}>{join(content, '')}</{tag}>")
+    return Markup(f"<{tag}{_attributes(attributes)}>{join(content, '')}</{tag}>")
+
+
+def _attributes(values: Mapping[str, object]) -> str:
+    names = {name: name.rstrip("_").replace("_", "-") for name in values}
+    return "".join(f' {names[name]}="{html.escape(str(value))}"' for name, value in values.items())
 
 
 def paragraph(*content: object, **attributes: object) -> Markup:
@@ -136,6 +147,11 @@ def paragraph(*content: object, **attributes: object) -> Markup:
 def note(*content: object) -> Markup:
     """Returns a paragraph that says what is missing, and why."""
     return element("p", *content, class_="note")
+
+
+def facts(pairs: Sequence[tuple[object, object]]) -> Markup:
+    """Returns a list of names and what belongs to them."""
+    return element("dl", *(part for name, value in pairs for part in (element("dt", name), element("dd", value))))
 
 
 def table(caption: str, titles: Sequence[object], rows: Sequence[Sequence[object]], words: int = 1) -> Markup:
@@ -180,8 +196,7 @@ def image(pixels: np.ndarray, alt: str, exact: bool, class_: str, own_size: bool
     Image.fromarray(pixels).save(content, kind, **({"optimize": True} if exact else {"quality": 88}))
     source = f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
     size = {"width": pixels.shape[1], "height": pixels.shape[0]} if own_size else {}
-    text = "".join(f' {name}="{value}"' for name, value in size.items())
-    return Markup(f'<img class="{html.escape(class_)}" src="{source}" alt="{html.escape(alt)}"{text}>')
+    return Markup(f"<img{_attributes({'class_': class_, 'src': source, 'alt': alt, **size})}>")
 
 
 def page(title: str, lead: object, sections: Sequence[tuple[str, object]], footer: object) -> str:

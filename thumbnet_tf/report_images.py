@@ -22,7 +22,7 @@ def examples(study: Study, count: int) -> Markup:
     shown = gallery.shown_methods(study.run) | {METHODS[study.method].downscaler: study.method}
     text = (
         "Thumbnails stand enlarged beside the image, each pixel a square, and below as large as they are. They are "
-        "exact; full images are JPEG here, to keep this file small. Under each: the answer of its network, and its score."
+        "exact; full images are JPEG here, to keep this file small. Under each: its network's answer and score."
     )
     columns = [method for method in shown.values() if method in study.scores]
     return join([paragraph(text), _cards(study, chosen, columns)])
@@ -59,7 +59,7 @@ def _cards(study: Study, chosen: Sequence[int], methods: Sequence[str]) -> Marku
         columns = [_column(study, method, index, seen[method][place], truth) for method in methods]
         strip = element("div", *columns, class_="strip")
         cards.append(element("article", element("h3", truth), strip, class_="card"))
-    return element("div", *cards, class_="cards")
+    return element("div", *cards, class_="cards narrow" if len(methods) < 3 else "cards")
 
 
 def _column(study: Study, method: str, index: int, pixels: np.ndarray, truth: str) -> Markup:

@@ -7,7 +7,7 @@ import shlex
 from thumbnet_tf import benchmark_report, card, plots, report_figures, report_images
 from thumbnet_tf.config import Config
 from thumbnet_tf.report_data import Study
-from thumbnet_tf.report_html import Markup, element, join, note, paragraph, plot, table
+from thumbnet_tf.report_html import Markup, element, facts, join, note, paragraph, plot, table
 from thumbnet_tf.report_html import page as html_page
 from thumbnet_tf.stages import METHODS, ORIGINAL, loss_weights
 from thumbnet_tf.stats import Calibration, Paired, wilson
@@ -69,10 +69,10 @@ def _points(low: float, high: float) -> str:
 
 def _lead(study: Study) -> Markup:
     cfg, method = study.cfg, study.method
-    about = f"`{method}` ({METHODS[method].about})"
     first = paragraph(
-        f"{about} against the teacher T: {cfg.backbone}, width {cfg.width:g}, {cfg.image_size} px images, "
-        f"{cfg.thumbnail_size} px thumbnails.",
+        element("code", method),
+        f" ({METHODS[method].about}) against the teacher T: {cfg.backbone}, width {cfg.width:g}, "
+        f"{cfg.image_size} px images, {cfg.thumbnail_size} px thumbnails.",
         class_="soft",
     )
     (right_t, total), (right_s, _) = _top1(study, ORIGINAL), _top1(study, method)
@@ -121,7 +121,7 @@ def _trained(study: Study) -> Markup:
         ("Versions", ", ".join(f"{name} {version}" for name, version in study.versions.items()) or "not recorded"),
         ("Fingerprint of the data", study.facts["fingerprint"]),
     ]
-    return table("The run in short", ("what", "value"), rows, words=2)
+    return facts(rows)
 
 
 def _downscaler(study: Study) -> str:
@@ -174,7 +174,7 @@ def _cost(study: Study) -> Markup:
     drawing = report_figures.accuracy(list(study.rows.values()), plots.dataset_title(study.cfg.dataset))
     parts = [
         table("Cost of one image", titles, rows),
-        plot(drawing, "Test accuracy over multiply-adds; hollow: the network without E.", wide=True),
+        plot(drawing, "Test accuracy over multiply-adds, E included; hollow: the network without it.", wide=True),
         element("h3", "Measured"),
     ]
     if study.benchmark:
@@ -227,7 +227,7 @@ def _calibration(study: Study) -> Markup:
             table("Scores of the answers", ("network", "right, %", "mean score, %", "ECE, %"), rows),
             plot(
                 report_figures.reliability(found, methods),
-                "Share of right answers over their score in ten bins of equal width, and the number of answers. ECE "
+                "Share of right answers over their score in ten bins of equal width, with 95 % Wilson intervals. ECE "
                 "(expected calibration error) is the mean gap to the diagonal over all answers.",
                 wide=True,
             ),
@@ -262,11 +262,11 @@ def _export(study: Study) -> Markup:
 
 
 def _commands(study: Study) -> Markup:
-    run = str(study.run.path)
+    run, cfg = str(study.run.path), study.run.config()
     changed = [
-        f"--{field.name}={_value(getattr(study.run.config(), field.name))}"
+        f"--{field.name}={_value(getattr(cfg, field.name))}"
         for field in dataclasses.fields(Config)
-        if field.name != "run_dir" and getattr(study.run.config(), field.name) != field.default
+        if field.name != "run_dir" and getattr(cfg, field.name) != field.default
     ]
     train = ["python", "-m", "thumbnet_tf.train", *changed, "--run_dir=NEW"]
     again = ["python", "-m", "thumbnet_tf.train", f"--flagfile={run}/run.flags", "--run_dir=NEW"]

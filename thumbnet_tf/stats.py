@@ -82,8 +82,10 @@ class Paired:
         Were both equally good, an example that only one gets right would be the first's or the second's by the toss
         of a coin.
         """
-        differing = self.first + self.second
-        tail = sum(math.comb(differing, count) for count in range(min(self.first, self.second) + 1))
+        differing, ways, tail = self.first + self.second, 1, 1
+        for count in range(min(self.first, self.second)):
+            ways = ways * (differing - count) // (count + 1)  # differing choose count + 1
+            tail += ways
         return min(1.0, 2 * tail / 2**differing)
 
 
