@@ -4,13 +4,13 @@ import collections
 import dataclasses
 import html.parser
 import json
+import pathlib
 import re
 import shutil
 
 import numpy as np
 import pytest
 from run_helpers import CLASSES, IMAGE_SIZE, RATIO
-from test_structure import ROOT
 
 from thumbnet_tf import report, report_sections
 from thumbnet_tf.config import FlagError, UserError
@@ -21,6 +21,7 @@ from thumbnet_tf.report_html import Markup, element, table
 from thumbnet_tf.runs import RunDir, read_rows, write_rows
 from thumbnet_tf.stats import Paired, wilson
 
+ROOT = pathlib.Path(__file__).parent.parent
 EMPTY = {"meta", "img", "link", "input", "br", "hr"}  # elements without an end
 WITH_DATA = {"Images and thumbnails", "Classes", "Right before, wrong now", "Calibration"}
 ALWAYS = {"What was trained", "Accuracy", "Cost", "Training", "Export", "Repeat it"}

@@ -71,7 +71,7 @@ def reliability(calibrations: Mapping[str, Calibration], methods: Mapping[str, s
             share, total = found.accuracy[used], found.counts[used]
             ends = np.array([wilson(round(a * n), n) for a, n in zip(share.tolist(), total.tolist(), strict=True)]).T
             reach = np.abs(ends - share)
-            style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1, "elinewidth": 0.7}
+            style = {"color": colour, "marker": marker, "markersize": 6, "linestyle": "none", "elinewidth": 0.8}
             above.errorbar(found.score[used], share, reach, label=f"{name}, ECE {found.error:.3f}", **style)
             width = 0.8 / bins / len(calibrations)
             places = (np.arange(bins) + 0.1) / bins + index * width

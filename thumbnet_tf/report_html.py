@@ -46,6 +46,7 @@ figure { margin: .8rem 0; }
 .plot { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; margin: 0; }
 .plot.wide { max-width: 32rem; margin: .8rem 0; }
 .plot svg { display: block; width: 100%; height: auto; fill: currentColor; }
+@media screen and (prefers-color-scheme: dark) { .plot svg { filter: brightness(1.35); } }
 svg text { font-family: inherit !important; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: .8rem; }
 .cards.narrow { grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); }
@@ -74,6 +75,7 @@ footer { padding: 2rem 1rem; }
   body { font-size: 10pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   main, header, footer { max-width: none; padding: 0; }
   nav { display: none; }
+  .tiles { grid-template-columns: repeat(5, 1fr); }
   h2, h3, caption, section > p:first-of-type { break-after: avoid; }
   dl { display: grid; }
   .card, .plot, .tile, .scroll, tr, p, pre { break-inside: avoid; }

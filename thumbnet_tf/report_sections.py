@@ -221,7 +221,7 @@ def _calibration(study: Study) -> Markup:
     return join(
         [
             paragraph(
-                "A calibrated classifier is right nine times in ten where its score is 0.9: its curve lies on the "
+                "A calibrated classifier is right nine times in ten where its score is 0.9: its points lie on the "
                 "diagonal. Above it, scores are too modest; below, too sure."
             ),
             table("Scores of the answers", ("network", "right, %", "mean score, %", "ECE, %"), rows),
