@@ -211,6 +211,11 @@ def test_without_the_data_there_is_one_clear_note(run_copy):
     assert "The run has no metrics.csv" in text
     assert "95 % interval" in text and "paired differences" not in text
     assert table_of(page, "Measured by")["resnet50, 224"]["T"]
+    path = run_copy.path / "benchmark" / "benchmark_inference.csv"
+    rows = [row for row in read_rows(path) if row["model"] != "teacher"]
+    write_rows(path, list(rows[0]), rows)
+    with pytest.raises(UserError, match=r"a benchmark must hold T in every case; measure anew or delete it"):
+        gather(run_copy)
 
 
 def test_missing_answers_are_told_by_the_note(run_copy):
@@ -239,9 +244,10 @@ def test_mistakes_are_one_line(run_copy, tmp_path, monkeypatch):
     write_rows(run_copy.path / "results.csv", list(rows[0]), [row for row in rows if row["method"] != "thumbnet"])
     with pytest.raises(UserError, match=r"must hold results of original and thumbnet; `python -m thumbnet_tf.evaluate"):
         report.report(Options(run_dir=run_dir))
-    (run_copy.path / "results.csv").write_text("method,split\nthumbnet,test\n")
-    with pytest.raises(UserError, match=r"must be as it was written; restore it. Received: .*results.csv"):
-        report.report(Options(run_dir=run_dir))
+    for broken in ([{"method": "thumbnet", "split": "test"}], [{**row, "macs": "many"} for row in rows]):
+        write_rows(run_copy.path / "results.csv", list(broken[0]), broken)
+        with pytest.raises(UserError, match=r"must be as it was written; restore it. Received: .*results.csv"):
+            report.report(Options(run_dir=run_dir))
     (run_copy.path / "thumbnet" / "done.json").unlink()
     with pytest.raises(UserError, match=r"must hold a finished run; .* goes on with thumbnet. Received: .*copy"):
         report.report(Options(run_dir=run_dir))

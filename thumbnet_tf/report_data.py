@@ -4,12 +4,12 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from thumbnet_tf import parity, plots, publish
+from thumbnet_tf import benchmark_report, parity, plots, publish
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import sources
 from thumbnet_tf.evaluate import COLUMNS
@@ -136,7 +136,7 @@ def gather(run: RunDir, method: str = "", export_dir: str = "", data_dir: str = 
         missing=missing,
         scores=scores,
         metrics=plots.read_metrics(run),
-        benchmark=_checked(run.path / "benchmark" / "benchmark_inference.csv", BENCHMARK_COLUMNS),
+        benchmark=_benchmark(run),
         export=_named_export(run, method, export_dir) if export_dir else find_export(run, method),
     )
 
@@ -168,7 +168,7 @@ def _named_export(run: RunDir, method: str, export_dir: str) -> Export:
 
 def _read_export(folder: pathlib.Path) -> Export:
     manifest = publish.read_manifest(folder)
-    rows = _checked(folder / "parity.csv", parity.COLUMNS)
+    rows = _checked(folder / "parity.csv", parity.COLUMNS, ("artifact", "variant"))
     if not rows or not {"run", "method", "version", "created"} <= manifest.keys():
         raise UserError(f"an export must hold a parity.csv and name its run; export anew. Received: {folder}")
     return Export(folder, manifest, rows)
@@ -180,22 +180,40 @@ def _same(named: str, path: pathlib.Path) -> bool:
 
 def _results(run: RunDir) -> dict[str, dict[str, str]]:
     """Returns the test rows of `results.csv` by method, in the order of `METHODS`."""
-    rows = [row for row in _checked(run.path / "results.csv", COLUMNS) if row["split"] == "test"]
+    rows = _checked(run.path / "results.csv", COLUMNS, ("method", "split"))
+    rows = [row for row in rows if row["split"] == "test"]
     return {name: row for name in METHODS for row in rows if row["method"] == name}
 
 
-def _checked(path: pathlib.Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+def _checked(path: pathlib.Path, columns: Sequence[str], words: Sequence[str]) -> list[dict[str, str]]:
     """Reads a CSV file; a missing one has no rows.
 
+    Args:
+        path: where it is.
+        columns: that each row must have.
+        words: those of them that hold words; the others hold numbers.
+
     Raises:
-        UserError: when a column or a cell is missing.
+        UserError: when a cell is missing or holds no number where it should.
     """
     try:
         rows = read_rows(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"a CSV file can't be read ({type(error).__name__}); restore it. Received: {path}") from None
-    if any(row.get(column) is None for row in rows for column in columns):
-        raise UserError(f"a CSV file must be as it was written; restore it. Received: {path}")
+    try:
+        for row in rows:
+            [row[column] if column in words else float(row[column]) for column in columns]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"a CSV file must be as it was written; restore it. Received: {path}") from None
+    return rows
+
+
+def _benchmark(run: RunDir) -> list[dict[str, str]]:
+    path = run.path / "benchmark" / "benchmark_inference.csv"
+    rows = _checked(path, BENCHMARK_COLUMNS, ("case", "backbone", "model", "unit"))
+    measured = {(row["backbone"], row["case"]) for row in rows if row["model"] == "teacher"}
+    if any((row["backbone"], case) not in measured for row in rows for case in benchmark_report.CASES):
+        raise UserError(f"a benchmark must hold T in every case; measure anew or delete it. Received: {path}")
     return rows
 
 

@@ -35,8 +35,8 @@ nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1rem; marg
   background: var(--card); }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }
-caption { text-align: left; padding: .6rem .8rem 0; color: var(--soft); }
-th, td { text-align: left; padding: .4rem .8rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+caption { text-align: left; padding: .6rem .65rem 0; color: var(--soft); }
+th, td { text-align: left; padding: .4rem .65rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 600; min-width: 6rem; }
 tbody tr:last-child > * { border-bottom: 0; }

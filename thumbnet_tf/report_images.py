@@ -77,5 +77,5 @@ def _column(study: Study, method: str, index: int, pixels: np.ndarray, truth: st
             image(pixels, f"{what}, enlarged", exact=True, class_="large pixels"),
             image(pixels, f"{what} at its own size", exact=True, class_="own", own_size=True),
         ]
-    title = element("div", f"{name}: {side} px" + ("" if kind == "none" else f" {kind}"), class_="soft")
+    title = element("div", f"{name}, {side} px", class_="soft")
     return element("div", *parts, title, verdict)

@@ -99,13 +99,9 @@ def _trained(study: Study) -> Markup:
     cfg, examples = study.cfg, study.facts["examples"]
     classes = study.facts["classes"]
     some = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-    given = cfg.teacher != "train"
-    cached = "computed once" if cfg.teacher_cache == "all" else "logits computed once"
-    views = (
-        "new augmentations each epoch, T run on all"
-        if cfg.teacher_cache == "off"
-        else f"{cfg.cached_views} augmentations of each image, T's outputs on them {cached}"
-    )
+    weights, given = loss_weights(study.method, cfg), cfg.teacher != "train"
+    once = {"off": "T runs each epoch", "logits": "T's logits computed once", "all": "T's outputs computed once"}
+    views = "new each epoch" if cfg.teacher_cache == "off" else f"{cfg.cached_views} views of each image"
     bad = sum(len(found) for found in study.facts.get("bad_images", {}).values())
     rows = [
         ("Data", f"{cfg.dataset}: " + ", ".join(f"{count} {split}" for split, count in examples.items()) + " images"),
@@ -113,10 +109,11 @@ def _trained(study: Study) -> Markup:
         ("Classes", f"{len(classes)}: {some}"),
         ("Sizes", f"{cfg.image_size} px images, {cfg.thumbnail_size} px thumbnails (ratio {cfg.ratio})"),
         ("Networks", f"T and S: {cfg.backbone}, width {cfg.width:g}; E: {_downscaler(study)}"),
-        ("Teacher", f"taken from {cfg.teacher}" if given else f"trained here for {cfg.teacher_epochs} epochs"),
-        ("Loss", " + ".join(f"{w:g} {term.upper()}" for term, w in loss_weights(study.method, cfg).items()) or "none"),
-        ("Schedule", f"{cfg.epochs} epochs, {cfg.optimizer}, batch {cfg.batch_size}, peak rate {cfg.learning_rate:g}"),
-        ("Augmentation", f"{cfg.augment}: {views}"),
+        ("Teacher", f"taken from {cfg.teacher}" if given else f"trained here, epochs: {cfg.teacher_epochs}"),
+        ("Loss", " + ".join(f"{w:g} {term.upper()}" for term, w in weights.items()) or "none"),
+        ("Schedule", f"epochs: {cfg.epochs}; {cfg.optimizer}, batch {cfg.batch_size}, peak rate {cfg.learning_rate:g}"),
+        ("Augmentation", "none" if cfg.augment == "none" else f"{cfg.augment}, {views}"),
+        ("T in training", once[cfg.teacher_cache] if {"kd", "fm"} & weights.keys() else "not used by the losses"),
         ("Seed", cfg.seed),
         ("Versions", ", ".join(f"{name} {version}" for name, version in study.versions.items()) or "not recorded"),
         ("Fingerprint of the data", study.facts["fingerprint"]),
