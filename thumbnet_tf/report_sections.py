@@ -78,10 +78,14 @@ def _lead(study: Study) -> Markup:
     (right_t, total), (right_s, _) = _top1(study, ORIGINAL), _top1(study, method)
     teacher, student = _share_and_interval(right_t, total), _share_and_interval(right_s, total)
     fewer = _macs(study, ORIGINAL)[1] / _macs(study, method)[1]
+    against = "points, S against T"
+    if study.dataset:
+        pair = Paired.of(study.right(ORIGINAL), study.right(method))
+        against += f"; 95 %: {_points(*pair.interval())}"
     tiles = [
         (f"{teacher[0]} %", f"T, top-1 on {total} test images; 95 %: {teacher[1]}"),
         (f"{student[0]} %", f"S on thumbnails; 95 %: {student[1]}"),
-        (f"{100 * (right_s - right_t) / total:+.1f}", "points, S against T"),
+        (f"{100 * (right_s - right_t) / total:+.1f}", against),
         (f"{fewer:.1f}x", "fewer multiply-adds than T, E counted"),
         (f"{cfg.ratio**2}x", "fewer pixels in a thumbnail"),
     ]
