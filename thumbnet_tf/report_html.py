@@ -30,7 +30,7 @@ nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1rem; marg
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem;
   margin: 1.4rem 0 .8rem; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; }
-.tile b { display: block; font-size: 1.5rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.tile b { display: block; white-space: nowrap; font-size: 1.5rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; margin: .8rem 0; border: 1px solid var(--line); border-radius: 8px;
   background: var(--card); }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums;
@@ -38,7 +38,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-n
 caption { text-align: left; padding: .6rem .65rem 0; color: var(--soft); }
 th, td { text-align: left; padding: .4rem .65rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
-tbody th { font-weight: 600; min-width: 6rem; }
+tbody th { font-weight: 600; min-width: 7rem; }
 tbody tr:last-child > * { border-bottom: 0; }
 .number { text-align: right; white-space: nowrap; }
 figure { margin: .8rem 0; }
@@ -76,6 +76,7 @@ footer { padding: 2rem 1rem; }
   main, header, footer { max-width: none; padding: 0; }
   nav { display: none; }
   .tiles { grid-template-columns: repeat(5, 1fr); }
+  .tile b { font-size: 15pt; }
   h2, h3, caption, section > p:first-of-type { break-after: avoid; }
   dl { display: grid; }
   .card, .plot, .tile, .scroll, tr, p, pre { break-inside: avoid; }
