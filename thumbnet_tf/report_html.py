@@ -30,7 +30,7 @@ nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1rem; marg
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem;
   margin: 1.4rem 0 .8rem; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; }
-.tile b { display: block; white-space: nowrap; font-size: 1.5rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.tile b { display: block; white-space: nowrap; font-size: 1.5rem; line-height: 1.3; }
 .scroll { overflow-x: auto; margin: .8rem 0; border: 1px solid var(--line); border-radius: 8px;
   background: var(--card); }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums;
