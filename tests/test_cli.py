@@ -103,7 +103,7 @@ def test_a_mistake_found_later_ends_with_one_line_and_code_1(module, arguments, 
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "plots"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "plots", "report"])
 def test_help_lists_the_options(module):
     result = command("--help", module=module)
     assert result.returncode == 1  # absl's way

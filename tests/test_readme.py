@@ -18,6 +18,7 @@ from thumbnet_tf import (
     flags,
     plots,
     predict,
+    report,
     wire,
 )
 from thumbnet_tf.config import Config, UserError
@@ -30,6 +31,7 @@ OPTIONS = {
     "evaluate": evaluate.Options,
     "predict": predict.Options,
     "plots": plots.Options,
+    "report": report.Options,
     "export": export.Options,
     "client": client.Options,
     "wire": wire.Options,
@@ -56,7 +58,7 @@ def test_every_command_parses(monkeypatch):
         options = flags.parsed(OPTIONS[name], rest[1:], positional, flag_values=values)
         assert getattr(options, "run_dir", True) or name in ("train", "benchmark")
         seen.add(name)
-    assert {"train", "predict", "plots", "export", "client"} <= seen
+    assert {"train", "predict", "plots", "report", "export", "client"} <= seen
 
 
 @pytest.mark.parametrize("name", ["quickstart", "flowers_quick"])

@@ -25,6 +25,8 @@ LAYERS = (
         "folding",
         "fused_norm",
         "optimizers",
+        "report_html",
+        "stats",
     },
     {"backbones", "intake", "client_thumbnails", "frozen", "timing"},
     {"downscaler"},
@@ -62,6 +64,11 @@ LAYERS = (
         "benchmark",
         "benchmark_inference",
         "benchmark_training",
+        "report",
+        "report_data",
+        "report_figures",
+        "report_images",
+        "report_sections",
     },
 )
 

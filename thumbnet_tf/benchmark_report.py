@@ -26,24 +26,31 @@ CASES = {
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a table: what T costs, and how many times less E + S and S alone cost."""
+    """Returns the table of `cells` in Markdown."""
+    titles, lines = cells(rows)
+    rule = ["---", "---", *["---:"] * (len(titles) - 2)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, rule, *lines))
+
+
+def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Returns titles and lines of a table: what T costs, and how many times less E + S and S alone cost."""
     titles = ["backbone, px", "measured", "T"]
     groups = list(dict.fromkeys((str(row["backbone"]), str(row["image_size"])) for row in rows))
     columns = list(dict.fromkeys((row["model"], int(row["ratio"])) for row in rows if row["model"] != "teacher"))
     columns.sort(key=lambda column: (-column[1], column[0] == "student"))
     titles += [f"{'E + S' if model == 'thumbnet' else 'S alone'}, ratio {ratio}" for model, ratio in columns]
-    lines = [titles, ["---", "---", *["---:"] * (len(titles) - 2)]]
+    lines = []
     for backbone, size in groups:
-        cells = {
+        found = {
             (row["case"], row["model"], int(row["ratio"])): row for row in rows if str(row["backbone"]) == backbone
         }
         for case, title in CASES.items():
-            line = [f"{backbone}, {size}", title, _amount(cells[case, "teacher", 1])]
+            line = [f"{backbone}, {size}", title, _amount(found[case, "teacher", 1])]
             for column in columns:
-                row = cells.get((case, *column))
+                row = found.get((case, *column))
                 line.append(f"{_amount(row)} ({float(row['teacher_over_it']):.1f}x less)" if row else "-")
             lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return titles, lines
 
 
 def _amount(row: Mapping[str, Any]) -> str:

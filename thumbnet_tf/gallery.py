@@ -2,6 +2,7 @@
 
 import textwrap
 
+import keras
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -9,6 +10,7 @@ from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import load_parts
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import METHODS, ORIGINAL
+from thumbnet_tf.stats import softmax
 
 DPI = 120
 PANEL_INCHES = 2.0
@@ -91,15 +93,29 @@ def shown_methods(run: RunDir) -> dict[str, str]:
     return methods
 
 
-def _answers(run: RunDir, method: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what a method's network sees of images, uint8 (n, s, s, 3), and its scores, float32 (n, C)."""
-    small, network = load_parts(run, method)
+def thumbnails(run: RunDir, method: str, images: np.ndarray) -> np.ndarray:
+    """Returns what a method's network sees of images, rounded to 8 bits: uint8 (n, s, s, 3) in [0, 255].
+
+    Args:
+        run: the run directory.
+        method: a finished method.
+        images: uint8 (n, S, S, 3) in [0, 255].
+    """
+    small, _ = load_parts(run, method)
+    return np.rint(_seen(small, images)).astype(np.uint8)
+
+
+def _seen(small: keras.Model | None, images: np.ndarray) -> np.ndarray:
+    """Returns what a network behind a downscaler sees, float32 (n, s, s, 3) in [0, 255]."""
     seen = images.astype(np.float32)
-    if small is not None:
-        seen = small(seen, training=False).numpy()
-    logits = network(seen, training=False)["logits"].numpy()
-    scores = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.rint(seen).astype(np.uint8), scores / scores.sum(-1, keepdims=True)
+    return seen if small is None else small(seen, training=False).numpy()
+
+
+def _answers(run: RunDir, method: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what a method's network sees of images, uint8 (n, s, s, 3), and its scores, float64 (n, C)."""
+    small, network = load_parts(run, method)
+    seen = _seen(small, images)
+    return np.rint(seen).astype(np.uint8), softmax(network(seen, training=False)["logits"].numpy())
 
 
 def _wrapped(text: str, width: int, lines: int) -> str:

@@ -8,7 +8,7 @@ import dataclasses
 import io
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib import ticker
@@ -79,27 +79,42 @@ def losses_figure(metrics: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     Returns:
         A figure: total loss and accuracy above, one panel for each term that any method has below.
     """
-    terms = [term for term in TERMS if any(np.isfinite(columns[term]).any() for columns in metrics.values())]
+    terms = measured_terms(metrics)
     figure = Figure(figsize=(12, 8), dpi=DPI, layout="constrained")
     above = ["loss"] * len(terms) + ["accuracy"] * len(terms)
     panels = figure.subplot_mosaic([above, list(np.repeat(terms, 2))])
     for name, axes in panels.items():
-        for method, columns in metrics.items():
-            scale = 100 if name == "accuracy" else 1
-            for prefix, line in _LINES.items():
-                _curve(axes, method, columns["epoch"], scale * columns[prefix + name], line)
-        axes.set_title(TITLES[name])
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, min_n_ticks=1))
-        axes.grid(alpha=0.3)
-        axes.margins(x=0.03)
-        if all(len(columns["epoch"]) == 1 for columns in metrics.values()):
-            axes.set_xlim(0.5, 1.5)
-    handles = [Line2D([], [], color=STYLES[method][0], marker=STYLES[method][1], label=method) for method in metrics]
+        draw_panel(axes, metrics, name)
+    figure.legend(handles=curve_handles(metrics), loc="outside right upper")
+    return figure
+
+
+def measured_terms(metrics: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
+    """Returns the loss terms that any method has; for `metrics` see `losses_figure`."""
+    return [term for term in TERMS if any(np.isfinite(columns[term]).any() for columns in metrics.values())]
+
+
+def draw_panel(axes: Axes, metrics: Mapping[str, Mapping[str, np.ndarray]], name: str) -> None:
+    """Draws one of `TITLES` over the epochs for every method; for `metrics` see `losses_figure`."""
+    for method, columns in metrics.items():
+        scale = 100 if name == "accuracy" else 1
+        for prefix, line in _LINES.items():
+            _curve(axes, method, columns["epoch"], scale * columns[prefix + name], line)
+    axes.set_title(TITLES[name])
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.03)
+    if all(len(columns["epoch"]) == 1 for columns in metrics.values()):
+        axes.set_xlim(0.5, 1.5)
+
+
+def curve_handles(methods: Iterable[str]) -> list[Line2D]:
+    """Returns the legend of methods' curves, and of training and validation."""
+    handles = [Line2D([], [], color=STYLES[method][0], marker=STYLES[method][1], label=method) for method in methods]
     for prefix, label in (("", "training"), ("val_", "validation")):
         handles.append(Line2D([], [], color="dimgrey", marker="o", label=label, **_LINES[prefix]))
-    figure.legend(handles=handles, loc="outside right upper")
-    return figure
+    return handles
 
 
 def _curve(axes: Axes, method: str, epochs: np.ndarray, values: np.ndarray, line: Mapping[str, str]) -> None:
@@ -109,17 +124,20 @@ def _curve(axes: Axes, method: str, epochs: np.ndarray, values: np.ndarray, line
         axes.plot(epochs, values, color=colour, marker=marker, markevery=every, markersize=6, linewidth=1.3, **line)
 
 
-def accuracy_figure(rows: Sequence[Mapping[str, str]], dataset: str) -> Figure:
+def accuracy_figure(
+    rows: Sequence[Mapping[str, str]], dataset: str, inches: tuple[float, float] = (9.0, 6.0)
+) -> Figure:
     """Draws the test accuracy over the multiply-adds, the downscaler's included.
 
     Args:
         rows: the test rows of `results.csv`.
         dataset: its name, for the title.
+        inches: the figure's width and height.
 
     Returns:
         A figure of one labelled point a method; a hollow one shows the cost of the network behind the downscaler.
     """
-    figure = Figure(figsize=(9, 6), dpi=DPI)
+    figure = Figure(figsize=inches, dpi=DPI)
     axes = figure.add_axes((0.09, 0.11, 0.88, 0.81))
     methods = [row["method"] for row in rows]
     network = np.array([float(row["macs"]) for row in rows])
@@ -203,6 +221,12 @@ def spread_apart(wanted: np.ndarray, gap: float, top: float) -> np.ndarray:
     return result
 
 
+def dataset_title(dataset: str) -> str:
+    """Returns what a figure calls a dataset: its name, or its folder's."""
+    folder = dataset.removeprefix("folder:")
+    return dataset if folder == dataset else pathlib.PurePath(folder).name
+
+
 def read_metrics(run: RunDir) -> dict[str, dict[str, np.ndarray]]:
     """Reads the columns of every `metrics.csv` of a run, finished or not, in the order of `stages.METHODS`.
 
@@ -243,9 +267,7 @@ def draw(run: RunDir, out: pathlib.Path, examples: int, data_dir: str = "") -> l
         written.append(_save(losses_figure(metrics), out / "losses.png"))
     rows = [row for row in read_rows(run.path / "results.csv") if row["split"] == "test"]
     if rows:
-        folder = cfg.dataset.removeprefix("folder:")
-        name = cfg.dataset if folder == cfg.dataset else pathlib.PurePath(folder).name
-        written.append(_save(accuracy_figure(rows, name), out / "accuracy_vs_macs.png"))
+        written.append(_save(accuracy_figure(rows, dataset_title(cfg.dataset)), out / "accuracy_vs_macs.png"))
     else:
         _log.info("no accuracy_vs_macs.png: the run has no results.csv yet (thumbnet_tf.evaluate writes it)")
     if examples and run.is_done(ORIGINAL):

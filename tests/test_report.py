@@ -1,0 +1,281 @@
+"""The report: the run's numbers, escaped, in a file that asks for nothing; and what it says where parts lack."""
+
+import collections
+import dataclasses
+import html.parser
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+from run_helpers import CLASSES, IMAGE_SIZE, RATIO
+
+from thumbnet_tf import report, report_sections
+from thumbnet_tf.config import FlagError, UserError
+from thumbnet_tf.data import sources
+from thumbnet_tf.report import Options
+from thumbnet_tf.report_data import gather
+from thumbnet_tf.report_html import Markup, element, table
+from thumbnet_tf.runs import RunDir, read_rows, write_rows
+from thumbnet_tf.stats import Paired, wilson
+
+ROOT = pathlib.Path(__file__).parent.parent
+EMPTY = {"meta", "img", "link", "input", "br", "hr"}  # elements without an end
+WITH_DATA = {"Images and thumbnails", "Classes", "Right before, wrong now", "Calibration"}
+ALWAYS = {"What was trained", "Accuracy", "Cost", "Training", "Export", "Repeat it"}
+
+
+class Parsed(html.parser.HTMLParser):
+    """Elements, texts and tables of a page; fails on what is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.found, self.texts = [], [], collections.defaultdict(list)
+        self.rows: dict[str, list[list[str]]] = {}  # by a table's caption
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in EMPTY:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows[self.texts["caption"][-1]].append([])
+        elif tag in ("td", "th"):
+            self.rows[self.texts["caption"][-1]][-1].append("")
+
+    def handle_startendtag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag == "caption":
+            self.rows[self.texts["caption"][-1]] = []
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts[self.open[-1]].append(data)
+        if {"td", "th"} & set(self.open[-2:]):
+            self.rows[self.texts["caption"][-1]][-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def study(tiny_run):
+    """Returns what is gathered of the tiny run."""
+    return gather(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def text(study) -> str:
+    """Returns its report."""
+    return report_sections.page(study, 4, 10)
+
+
+@pytest.fixture(scope="module")
+def page(text) -> Parsed:
+    """Returns it read."""
+    return Parsed(text)
+
+
+@pytest.fixture
+def run_copy(tiny_run, tmp_path) -> RunDir:
+    """Returns a copy of the tiny run that may be changed."""
+    return RunDir(shutil.copytree(tiny_run.path, tmp_path / "copy"))
+
+
+def table_of(page: Parsed, caption: str) -> dict[str, dict[str, str]]:
+    """Returns a table's cells by title of row and column."""
+    (titles, *rows) = next(rows for name, rows in page.rows.items() if caption in name)
+    return {row[0]: dict(zip(titles, row, strict=True)) for row in rows}
+
+
+def test_nothing_is_asked_for_from_elsewhere(page, text):
+    tags = collections.Counter(tag for tag, _ in page.found)
+    assert not {"script", "link", "iframe", "object", "form"} & tags.keys()
+    assert not re.search(r"https?:|@import|//\w+\.\w", re.sub(r"base64,[^\"]*", "", text))
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+    for _, attributes in page.found:
+        assert attributes.get("src", "data:image/").startswith("data:image/")
+        for key in ("href", "xlink:href"):
+            assert attributes.get(key, "#").startswith("#")
+        assert not any(key.startswith("on") for key in attributes)
+    assert len(text) < 3e6
+
+
+def test_it_can_be_read_by_any_means(page):
+    ids = [attributes["id"] for _, attributes in page.found if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    links = [attributes[key][1:] for _, attributes in page.found for key in ("href", "xlink:href") if key in attributes]
+    assert set(links) <= set(ids)
+    assert {"Classes", "Export"} < set(page.texts["h2"]) == WITH_DATA | ALWAYS and len(page.texts["h1"]) == 1
+    assert all(attributes["alt"] for tag, attributes in page.found if tag == "img")
+    assert all(attributes["scope"] in ("row", "col") for tag, attributes in page.found if tag == "th")
+    drawings = [attributes for tag, attributes in page.found if tag == "svg"]
+    assert all(a.get("aria-label") or a.get("aria-hidden") for a in drawings)
+    assert len([a for a in drawings if a.get("role") == "img"]) == 1 + 1 + 7  # cost, reliability, and the curves
+
+
+def test_accuracies_are_the_runs(page, study, tiny_run):
+    rows = {row["method"]: row for row in read_rows(tiny_run.path / "results.csv") if row["split"] == "test"}
+    shown = table_of(page, "Wilson intervals")
+    assert list(shown) == list(rows) == ["original", "direct", "bicubic", "thumbnet"]
+    for method, row in rows.items():
+        total = int(row["examples"])
+        right = round(float(row["top1"]) * total)
+        assert int(study.right(method).sum()) == right
+        low, high = wilson(right, total)
+        assert shown[method]["top-1, %"] == f"{100 * float(row['top1']):.1f}"
+        assert shown[method]["95 % interval"] == f"{100 * low:.1f} to {100 * high:.1f}"
+    (titles, *lines) = next(found for name, found in page.rows.items() if "paired" in name)
+    pairs = [line[:2] for line in lines]
+    assert pairs == [[m, "original"] for m in ("direct", "bicubic", "thumbnet")] + [["thumbnet", "bicubic"]]
+    for line in lines:
+        cells = dict(zip(titles, line, strict=True))
+        pair = Paired.of(study.right(line[1]), study.right(line[0]))
+        assert cells["points"] == f"{100 * pair.difference:+.1f}"
+        assert (cells["only it right"], cells["only the other right"]) == (str(pair.second), str(pair.first))
+        assert cells["p"] == f"{pair.p_value():.3f}"
+
+
+def test_costs_are_the_runs(page, tiny_run):
+    shown = table_of(page, "Cost of one image")
+    for row in read_rows(tiny_run.path / "results.csv"):
+        both = int(row["macs"]) + int(row["macs_downscaler"])
+        cells = shown[row["method"]]
+        assert cells["with E"] == f"{both / 1e6:.1f}"
+        assert cells["input"] == f"{IMAGE_SIZE if row['method'] == 'original' else IMAGE_SIZE // RATIO} px"
+
+
+def test_classes_and_images_are_those_of_the_answers(page, study, text):
+    shown = table_of(page, "by class")
+    assert sorted(shown) == sorted(CLASSES)
+    for label, name in enumerate(CLASSES):
+        own = study.labels == label
+        before, after = study.right("original")[own], study.right("thumbnet")[own]
+        assert shown[name]["images"] == str(own.sum())
+        assert (shown[name]["T, %"], shown[name]["S, %"]) == (f"{100 * before.mean():.1f}", f"{100 * after.mean():.1f}")
+        assert shown[name]["only T right"] == str((before & ~after).sum())
+    lost = int((study.right("original") & ~study.right("thumbnet")).sum())
+    assert f"T is right and S wrong for {lost} of {len(study.labels)} test images" in text
+    cards = sum(tag == "article" for tag, _ in page.found)
+    assert cards == 4 + min(lost, 10)
+    images = [attributes for tag, attributes in page.found if tag == "img"]
+    assert len(images) == 4 * (1 + 2 + 2) + min(lost, 10) * (1 + 2)
+    own = [attributes for attributes in images if attributes["class"] == "own"]
+    assert {(a["width"], a["height"]) for a in own} == {(str(IMAGE_SIZE // RATIO),) * 2}
+
+
+def test_what_comes_from_data_is_escaped(study):
+    name = '<script>alert("&")</script>'
+    cfg = dataclasses.replace(study.cfg, dataset=f"folder:{name}", teacher=name)
+    facts = {**study.facts, "classes": [name, *CLASSES[1:]]}
+    text = report_sections.page(dataclasses.replace(study, cfg=cfg, facts=facts, missing=name), 4, 10)
+    page = Parsed(text)
+    assert "<script" not in text and not any(tag == "script" for tag, _ in page.found)
+    assert name in table_of(page, "by class")
+    assert any(name in attributes.get("alt", "") for tag, attributes in page.found if tag == "img")
+
+
+def test_elements_escape_all_but_markup():
+    made = element("p", "<b>", Markup("<i></i>"), title='"&', class_="x", aria_label="y")
+    assert made == '<p title="&quot;&amp;" class="x" aria-label="y">&lt;b&gt;<i></i></p>'
+    rows = table('"', ("a", "<"), [("&", 1)])
+    assert '<th scope="row">&amp;</th><td class="number">1</td>' in rows and "&lt;</th>" in rows
+
+
+def test_the_command_writes_beside_the_run_and_says_what_is_not_there(run_copy, monkeypatch, capsys):
+    monkeypatch.chdir(run_copy.path)  # no saved_models here
+    report.main(Options(run_dir=str(run_copy.path), examples=1, mistakes=0))
+    out = run_copy.path / "report.html"
+    assert capsys.readouterr().out == f"{out}\n"
+    assert not list(run_copy.path.glob("*.partial"))
+    written = out.read_text()
+    assert "No benchmark was run; <code>python -m thumbnet_tf.benchmark" in written
+    assert "No export of this run was found in saved_models" in written
+    assert "--dataset=folder:" in written and f"--flagfile={run_copy.path}/run.flags" in written
+
+
+def test_without_the_data_there_is_one_clear_note(run_copy):
+    config = json.loads((run_copy.path / "config.json").read_text())
+    (run_copy.path / "config.json").write_text(json.dumps({**config, "dataset": "folder:nowhere"}))
+    shutil.copytree(ROOT / "experiments" / "results", run_copy.path / "benchmark")
+    for path in run_copy.path.glob("*/metrics.csv"):
+        path.unlink()
+    text = report_sections.page(gather(run_copy), 4, 10)
+    page = Parsed(text)
+    assert set(page.texts["h2"]) == ALWAYS
+    assert text.count("could not be read") == 1 and "nowhere" in text
+    assert "The run has no metrics.csv" in text
+    assert "95 % interval" in text and "paired differences" not in text
+    assert table_of(page, "Measured by")["resnet50, 224"]["T"]
+    path = run_copy.path / "benchmark" / "benchmark_inference.csv"
+    rows = [row for row in read_rows(path) if row["model"] != "teacher"]
+    write_rows(path, list(rows[0]), rows)
+    with pytest.raises(UserError, match=r"a benchmark must hold T in every case; measure anew or delete it"):
+        gather(run_copy)
+
+
+def test_missing_answers_are_told_by_the_note(run_copy):
+    for content in (None, np.zeros((2, 3), np.float32)):
+        path = run_copy.path / "bicubic" / "logits_test.npy"
+        path.unlink(missing_ok=True)
+        if content is not None:
+            np.save(path, content)
+        found = gather(run_copy)
+        assert found.dataset is None and found.scores == {}
+        assert "`python -m thumbnet_tf.evaluate --run_dir=" in found.missing
+
+
+def test_mistakes_are_one_line(run_copy, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "load", lambda *_: pytest.fail("what is wrong is seen before the data is read"))
+    run_dir = str(run_copy.path)
+    with pytest.raises(FlagError, match=r"--run_dir or --export_dir must be given. Received: neither"):
+        Options()
+    with pytest.raises(UserError, match=r"must hold the config.json of a run"):
+        report.report(Options(run_dir=str(tmp_path)))
+    with pytest.raises(UserError, match=r"--method must be one that reads thumbnails.*Received: original"):
+        report.report(Options(run_dir=run_dir, method="original"))
+    with pytest.raises(UserError, match=r"holds a manifest.json; give one. Received: .*copy"):
+        report.report(Options(run_dir=run_dir, export_dir=run_dir))
+    rows = read_rows(run_copy.path / "results.csv")
+    write_rows(run_copy.path / "results.csv", list(rows[0]), [row for row in rows if row["method"] != "thumbnet"])
+    with pytest.raises(UserError, match=r"must hold results of original and thumbnet; `python -m thumbnet_tf.evaluate"):
+        report.report(Options(run_dir=run_dir))
+    for broken in ([{"method": "thumbnet", "split": "test"}], [{**row, "macs": "many"} for row in rows]):
+        write_rows(run_copy.path / "results.csv", list(broken[0]), broken)
+        with pytest.raises(UserError, match=r"must be as it was written; restore it. Received: .*results.csv"):
+            report.report(Options(run_dir=run_dir))
+    (run_copy.path / "thumbnet" / "done.json").unlink()
+    with pytest.raises(UserError, match=r"must hold a finished run; .* goes on with thumbnet. Received: .*copy"):
+        report.report(Options(run_dir=run_dir))
+
+
+def test_a_place_that_cannot_be_written_is_told(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "gather", lambda *_: study)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"can't be written"):
+        report.report(Options(run_dir=str(study.run.path), out=str(tmp_path / "file" / "x.html"), examples=1))
+
+
+def test_an_export_is_found_shown_and_checked(exported, tiny_run, run_copy, tmp_path, monkeypatch):
+    out = report.report(Options(export_dir=str(exported), out=str(tmp_path / "new" / "x.html"), examples=1, mistakes=0))
+    page = Parsed(out.read_text())
+    (titles, *lines) = page.rows["Exported files against Keras"]
+    assert titles[:2] == ["artifact", "variant"]
+    assert ["thumbnet", "int8"] in [line[:2] for line in lines]
+    monkeypatch.chdir(exported.parent.parent.parent)
+    (exported.parent.parent.parent / "saved_models").symlink_to(exported.parent.parent)
+    try:
+        assert gather(tiny_run).export.folder.resolve() == exported
+    finally:
+        (exported.parent.parent.parent / "saved_models").unlink()
+    with pytest.raises(UserError, match=r"--export_dir must be an export of thumbnet of .*copy; its manifest names"):
+        gather(run_copy, "", str(exported))
+    gone = shutil.copytree(exported, tmp_path / "1")
+    manifest = json.loads((gone / "manifest.json").read_text())
+    (gone / "manifest.json").write_text(json.dumps({**manifest, "run": "gone"}))
+    with pytest.raises(UserError, match=r"a run that is still there; its manifest names gone"):
+        report.report(Options(export_dir=str(gone)))

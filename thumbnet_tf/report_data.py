@@ -1,0 +1,243 @@
+"""What a report is made of: everything that a finished run, and an export of it, hold."""
+
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from thumbnet_tf import benchmark_report, parity, plots, publish
+from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.data import sources
+from thumbnet_tf.evaluate import COLUMNS
+from thumbnet_tf.predict import choose_method
+from thumbnet_tf.runs import RunDir, read_rows
+from thumbnet_tf.stages import METHODS, ORIGINAL, students
+from thumbnet_tf.stats import softmax
+
+BENCHMARK_COLUMNS = ("case", "backbone", "model", "image_size", "ratio", "median", "unit", "teacher_over_it")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Export:
+    """An exported version.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what its manifest says.
+        parity: rows of its `parity.csv`.
+    """
+
+    folder: pathlib.Path
+    manifest: Mapping[str, Any]
+    parity: list[dict[str, str]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Study:
+    """A finished run.
+
+    Attributes:
+        run: its directory.
+        cfg: its resolved configuration.
+        facts: what its `data.json` says.
+        method: the one that the report is about, S below.
+        rows: the test rows of `results.csv` by method.
+        versions: of Python and packages, at the end of the method's training.
+        dataset: its test split; None where the images or the answers can't be read.
+        missing: why not; empty where they can.
+        scores: of each method for the test images, float64 (n, C) in [0, 1]; empty without the dataset.
+        metrics: see `plots.read_metrics`.
+        benchmark: rows of `benchmark_inference.csv`; empty where no benchmark was run.
+        export: the latest export of the method, if one was found.
+    """
+
+    run: RunDir
+    cfg: Config
+    facts: Mapping[str, Any]
+    method: str
+    rows: Mapping[str, Mapping[str, str]]
+    versions: Mapping[str, str]
+    dataset: sources.Dataset | None
+    missing: str
+    scores: Mapping[str, np.ndarray]
+    metrics: Mapping[str, Mapping[str, np.ndarray]]
+    benchmark: list[dict[str, str]]
+    export: Export | None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of the test images, int64 (n,); only with the dataset."""
+        return self.dataset.splits["test"].labels
+
+    def said(self, method: str) -> np.ndarray:
+        """Returns a method's answers to the test images, int64 (n,); only with the dataset."""
+        return self.scores[method].argmax(-1)
+
+    def right(self, method: str) -> np.ndarray:
+        """Returns which of them are right, bool (n,)."""
+        return self.said(method) == self.labels
+
+
+def gather(run: RunDir, method: str = "", export_dir: str = "", data_dir: str = "") -> Study:
+    """Reads all of a run that a report shows.
+
+    Args:
+        run: the run directory.
+        method: the method that the report is about; empty for thumbnet, or the last one.
+        export_dir: a version's folder, such as saved_models/thumbnet/1; empty for the latest one in saved_models whose
+            manifest names the run and the method.
+        data_dir: where a TFDS set lies now; empty for where it lay in training.
+
+    Raises:
+        UserError: when the run isn't finished, its files are broken, or the export is another run's.
+    """
+    cfg = run.config()
+    cfg = dataclasses.replace(cfg, data_dir=data_dir or cfg.data_dir).resolved()
+    unfinished = [name for name in (ORIGINAL, *students(cfg)) if not run.is_done(name)]
+    if unfinished:
+        raise UserError(
+            f"--run_dir must hold a finished run; the command that began it goes on with {', '.join(unfinished)}. "
+            f"Received: {run.path}"
+        )
+    method = choose_method(run, method)
+    if METHODS[method].downscaler == "none":
+        raise UserError(f"--method must be one that reads thumbnails; train one first. Received: {method}")
+    rows = _results(run)
+    if not {ORIGINAL, method} <= rows.keys():
+        raise UserError(
+            f"--run_dir must hold results of {ORIGINAL} and {method}; `python -m thumbnet_tf.evaluate "
+            f"--run_dir={run.path}` makes them. Received: {run.path}"
+        )
+    facts = run.data_facts()
+    if not {"classes", "examples", "fingerprint"} <= facts.keys():
+        raise UserError(f"a run's data.json must be as training wrote it; restore it. Received: {run.path}/data.json")
+    dataset, scores, missing = None, {}, ""
+    try:
+        dataset = sources.load(cfg, ("test",))
+        run.check_data(dataset.facts())
+        scores = {name: _scores(run, name, dataset) for name in rows}
+    except UserError as error:
+        dataset, missing = None, str(error)
+        _log.warning("the report will be without images and what needs labels: %s", missing)
+    return Study(
+        run=run,
+        cfg=cfg,
+        facts=facts,
+        method=method,
+        rows=rows,
+        versions=_versions(run.method(method) / "done.json"),
+        dataset=dataset,
+        missing=missing,
+        scores=scores,
+        metrics=plots.read_metrics(run),
+        benchmark=_benchmark(run),
+        export=_named_export(run, method, export_dir) if export_dir else find_export(run, method),
+    )
+
+
+def find_export(run: RunDir, method: str, root: str = "saved_models") -> Export | None:
+    """Returns the latest version below `root` whose manifest names the run and the method, or None."""
+    found = []
+    for path in pathlib.Path(root).glob(f"*/*/{publish.MANIFEST}"):
+        try:
+            manifest = publish.read_manifest(path.parent)
+        except UserError:
+            continue
+        whole = path.parent.name.isdecimal() and (path.parent / "parity.csv").is_file()
+        if whole and manifest.get("method") == method and _same(manifest.get("run", ""), run.path):
+            found.append((str(manifest.get("created", "")), int(path.parent.name), path.parent))
+    return _read_export(max(found)[-1]) if found else None
+
+
+def _named_export(run: RunDir, method: str, export_dir: str) -> Export:
+    export = _read_export(pathlib.Path(export_dir))
+    origin = (export.manifest["run"], export.manifest["method"])
+    if not _same(origin[0], run.path) or origin[1] != method:
+        raise UserError(
+            f"--export_dir must be an export of {method} of {run.path}; its manifest names {origin[1]} of {origin[0]}. "
+            f"Received: {export_dir}"
+        )
+    return export
+
+
+def _read_export(folder: pathlib.Path) -> Export:
+    manifest = publish.read_manifest(folder)
+    rows = _checked(folder / "parity.csv", parity.COLUMNS, ("artifact", "variant"))
+    if not rows or not {"run", "method", "version", "created"} <= manifest.keys():
+        raise UserError(f"an export must hold a parity.csv and name its run; export anew. Received: {folder}")
+    return Export(folder, manifest, rows)
+
+
+def _same(named: str, path: pathlib.Path) -> bool:
+    return bool(named) and pathlib.Path(named).resolve() == path.resolve()
+
+
+def _results(run: RunDir) -> dict[str, dict[str, str]]:
+    """Returns the test rows of `results.csv` by method, in the order of `METHODS`."""
+    rows = _checked(run.path / "results.csv", COLUMNS, ("method", "split"))
+    rows = [row for row in rows if row["split"] == "test"]
+    return {name: row for name in METHODS for row in rows if row["method"] == name}
+
+
+def _checked(path: pathlib.Path, columns: Sequence[str], words: Sequence[str]) -> list[dict[str, str]]:
+    """Reads a CSV file; a missing one has no rows.
+
+    Args:
+        path: where it is.
+        columns: that each row must have.
+        words: those of them that hold words; the others hold numbers.
+
+    Raises:
+        UserError: when a cell is missing or holds no number where it should.
+    """
+    try:
+        rows = read_rows(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"a CSV file can't be read ({type(error).__name__}); restore it. Received: {path}") from None
+    try:
+        for row in rows:
+            [row[column] if column in words else float(row[column]) for column in columns]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"a CSV file must be as it was written; restore it. Received: {path}") from None
+    return rows
+
+
+def _benchmark(run: RunDir) -> list[dict[str, str]]:
+    path = run.path / "benchmark" / "benchmark_inference.csv"
+    rows = _checked(path, BENCHMARK_COLUMNS, ("case", "backbone", "model", "unit"))
+    measured = {(row["backbone"], row["case"]) for row in rows if row["model"] == "teacher"}
+    if any((row["backbone"], case) not in measured for row in rows for case in benchmark_report.CASES):
+        raise UserError(f"a benchmark must hold T in every case; measure anew or delete it. Received: {path}")
+    return rows
+
+
+def _scores(run: RunDir, method: str, dataset: sources.Dataset) -> np.ndarray:
+    """Returns the scores that evaluation kept.
+
+    Raises:
+        UserError: when they aren't there, or aren't those of this data.
+    """
+    path = run.method(method) / "logits_test.npy"
+    try:
+        logits = np.load(path)
+    except (OSError, ValueError, EOFError):
+        logits = None
+    if logits is None or logits.shape != (dataset.splits["test"].num_examples, len(dataset.class_names)):
+        raise UserError(
+            f"the answers to the test images are not there; `python -m thumbnet_tf.evaluate --run_dir={run.path}` "
+            f"makes them. Received: {path}"
+        )
+    return softmax(logits)
+
+
+def _versions(path: pathlib.Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
