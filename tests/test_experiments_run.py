@@ -1,12 +1,15 @@
 """The runner of experiment rows: what is trained with which teacher, what is noted, what is not run again."""
 
+import pathlib
 import subprocess
 import types
 
 import pytest
+from absl import flags as absl_flags
 
-from experiments import run
-from thumbnet_tf.config import FlagError
+from experiments import run, tables
+from thumbnet_tf import flags, stages
+from thumbnet_tf.config import Config, FlagError
 from thumbnet_tf.evaluate import COLUMNS
 from thumbnet_tf.runs import read_rows, write_rows
 
@@ -74,3 +77,35 @@ def test_mistakes_are_named(rows):
         run.Options(rows=("discs_32_original",), seeds=("a",))
     with pytest.raises(FlagError, match="--rows must name at least one row"):
         run.Options()
+
+
+@pytest.mark.parametrize("row", run.names())
+def test_every_row_is_a_configuration_with_its_sets_sizes(row, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+    values = absl_flags.FlagValues()
+    absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
+    flags.define(Config, flag_values=values)
+    arguments = values(["train", *run.command(row, "0", pathlib.Path("runs"))[3:]])
+    cfg = flags.parsed(Config, arguments[1:], flag_values=values)
+    assert len(stages.students(cfg)) == (0 if row.endswith("_original") else 1)
+    assert run.set_of(row).endswith(f"_{cfg.thumbnail_size}")
+    assert cfg.mixup_alpha == 1  # of the base that all share
+
+
+def test_table_computes_mean_spread_and_recovered_share():
+    common = {"split": "test", "teacher_agreement": "0.5", "macs": "9900000", "params": "2800000"}
+    tops = {"original": [0.9, 0.9], "bicubic": [0.7, 0.7], "thumbnet": [0.8, 0.9]}
+    rows = [
+        common
+        | {"row": f"flowers_32_{name}", "top1": str(top), "macs_downscaler": "4800000" * (name == "thumbnet") or "0"}
+        for name, found in tops.items()
+        for top in found
+    ]
+    rows.append(rows[-1] | {"split": "validation", "top1": "0.1"})
+    lines = tables.markdown("flowers_32", rows).splitlines()
+    # (0.85 - 0.7) / (0.9 - 0.7) = 0.75
+    assert lines[4].startswith(
+        "| `thumbnet` | learned thumbnails, CL + KD + FM + MM | 85.0 ± 7.1 | 50.0 ± 0.0 | 0.75 |"
+    )
+    assert lines[4].endswith("| 9.9 (+ 4.8) | 2.80 | 2 |")
+    assert lines[3].startswith("| `original` | the teacher T on full images | 90.0 ± 0.0 | 50.0 ± 0.0 | 1.00 | 9.9 |")

@@ -1,0 +1,68 @@
+"""Writes the tables of all measured sets of rows into experiments/README.md, from experiments/results/<set>.csv.
+
+python -m experiments.tables
+"""
+
+import statistics
+import sys
+
+from experiments.run import ROWS, names, set_of
+from experiments.summary import RESULTS, ROOT, replace_table, spread
+from thumbnet_tf.config import UserError
+from thumbnet_tf.runs import read_rows
+from thumbnet_tf.stages import METHODS, ORIGINAL
+
+
+def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
+    """Returns a set's table of the test split: mean and standard deviation over the seeds of each row.
+
+    The recovered share is (row - bicubic) / (original - bicubic), of the mean accuracies.
+
+    Args:
+        of_set: its name.
+        rows: of its CSV.
+    """
+    tests = [row for row in rows if row["split"] == "test"]
+    by_row = {name: [row for row in tests if row["row"] == name] for name in sorted({row["row"] for row in tests})}
+    mean = {name: statistics.mean(float(row["top1"]) for row in found) for name, found in by_row.items()}
+    top, base = mean.get(f"{of_set}_{ORIGINAL}"), mean.get(f"{of_set}_bicubic")
+    lines = [
+        "| row | what it is | top-1, % | agrees with T, % | recovered share | M multiply-adds (+ E) | M weights | seeds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, found in by_row.items():
+        share = "-" if None in (top, base) or top == base else f"{(mean[name] - base) / (top - base):.2f}"
+        small = int(found[0]["macs_downscaler"]) / 1e6
+        cost = f"{int(found[0]['macs']) / 1e6:.1f}" + (f" (+ {small:.1f})" if small else "")
+        lines.append(
+            f"| `{name.removeprefix(of_set)[1:]}` | {about(name)} | {spread(found, 'top1')} "
+            f"| {spread(found, 'teacher_agreement')} | {share} | {cost} | {int(found[0]['params']) / 1e6:.2f} "
+            f"| {len(found)} |"
+        )
+    return "\n".join(lines)
+
+
+def about(row: str) -> str:
+    """Returns what a row is: a method's description, or the first line of its flagfile."""
+    method = row.removeprefix(f"{set_of(row)}_")
+    if method in METHODS:
+        return METHODS[method].about
+    return (ROWS / f"{row}.flags").read_text().splitlines()[0].removeprefix("# ")
+
+
+def main() -> int:
+    """Writes every table that has results; returns the exit code."""
+    for of_set in sorted({set_of(row) for row in names()}):
+        rows = read_rows(RESULTS / f"{of_set}.csv")
+        if not rows:
+            continue
+        try:
+            replace_table(ROOT / "experiments" / "README.md", of_set, markdown(of_set, rows))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
