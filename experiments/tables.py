@@ -27,7 +27,7 @@ def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
     mean = {name: statistics.mean(float(row["top1"]) for row in found) for name, found in by_row.items()}
     top, base = mean.get(f"{of_set}_{ORIGINAL}"), mean.get(f"{of_set}_bicubic")
     lines = [
-        "| row | what it is | top-1, % | agrees with T, % | recovered share | M multiply-adds (+ E) | M weights | seeds |",
+        "| row | what it is | top-1, % | agrees with T, % | recovered share | M MACs (+ E) | M weights | seeds |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, found in by_row.items():
