@@ -41,6 +41,7 @@ LAYERS = (
     {"teacher_cache"},
     {
         "loop",
+        "compare",
         "publish",
         "serving",
         "warmup",

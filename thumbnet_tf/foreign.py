@@ -10,6 +10,7 @@ import sys
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers, ops
 
 from thumbnet_tf import graph
@@ -189,7 +190,8 @@ class _Copy:
                 x = self._call(layer, x)
             return x
         _check_graph(model)
-        return graph.run_through(model, x, self._call)
+        (output,) = tf.nest.flatten(graph.run_through(model, x, self._call))
+        return output
 
     def set_weights(self) -> None:
         for theirs, ours in self.pairs:
@@ -219,6 +221,8 @@ class _Copy:
             settings |= {"mean": mean, "variance": variance}
             ours = graph.copied(operation, **settings)
             return ours(*args, **kwargs)
+        if isinstance(operation, layers.Rescaling):  # numbers or lists, which compare and save plainly
+            settings |= {name: np.asarray(getattr(operation, name)).tolist() for name in ("scale", "offset")}
         ours = graph.copied(operation, **settings)
         if isinstance(operation, layers.Layer):
             self.pairs.append((operation, ours))

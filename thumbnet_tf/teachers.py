@@ -32,7 +32,9 @@ def given(cfg: Config) -> keras.Model:
     else:
         RunDir.existing(cfg.teacher)
         model = load_keras(path)
-    if model.name == foreign.NAME and isinstance(model.output, dict):  # another run took it
+    outputs = model.output if isinstance(model, keras.Function) else None
+    names = set(outputs) if isinstance(outputs, dict) else set()
+    if model.name == foreign.NAME and "logits" in names:  # another run took it
         if model.input.shape[1] != cfg.image_size:
             raise UserError(
                 f"--teacher must have this run's --image_size={cfg.image_size}. Received: {path}, with "
@@ -40,7 +42,7 @@ def given(cfg: Config) -> keras.Model:
             )
         _check_precision(cfg)
         return model if cfg.fm_tap == AUTO else foreign.with_tap(model, cfg.fm_tap)
-    if isinstance(model.output, dict) and "logits" in model.output:
+    if {"logits", "stage1"} <= names:
         return _ours(model, cfg, path)
     _check_precision(cfg)
     mode = _DEFAULT_INPUT if cfg.teacher_input == AUTO else cfg.teacher_input

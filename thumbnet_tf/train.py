@@ -2,6 +2,7 @@
 
   python -m thumbnet_tf.train --flagfile=experiments/quickstart.flags
   python -m thumbnet_tf.train --dataset=folder:photos --image_size=128 --run_dir=runs/photos
+  python -m thumbnet_tf.train --dataset=folder:photos --teacher=mine.keras --image_size=224 --ratios=2,4
 
 The same command goes on after an interruption, and trains nothing when the run is finished.
 """
@@ -20,7 +21,7 @@ from collections.abc import Collection, Sequence
 import keras
 import tensorflow as tf
 
-from thumbnet_tf import distribution, flags, loop, stages, teacher_cache, teachers, thumbnet
+from thumbnet_tf import compare, distribution, flags, loop, stages, teacher_cache, teachers, thumbnet
 from thumbnet_tf.config import Config
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
@@ -89,6 +90,19 @@ def train(cfg: Config) -> RunDir:
                 evaluate(run, dataset)
             job.barrier()  # who leaves earlier looks lost to the others
     return run
+
+
+def train_ratios(cfg: Config) -> str:
+    """Trains at each of `--ratios` with one T, and returns which network to take, as text.
+
+    Raises:
+        UserError, loop.Interrupted: as `train`.
+    """
+    configs = compare.configs(cfg)
+    runs = [train(each) for each in configs]
+    labels = sources.load(configs[0].resolved(), ("validation",)).splits["validation"].labels
+    rows = compare.compare(cfg.run_dir, runs, labels)
+    return compare.recommendation(rows, cfg.max_drop)
 
 
 def _claim(run: RunDir, cfg: Config, job: distribution.Job) -> None:
@@ -252,6 +266,10 @@ def main(cfg: Config) -> int:
     if flagfile and cfg.run_dir == Config.run_dir:
         cfg = dataclasses.replace(cfg, run_dir=f"runs/{pathlib.Path(flagfile).stem}")
     try:
+        if cfg.ratios:
+            print(train_ratios(cfg))
+            print(f"\na run directory each: {', '.join(each.run_dir for each in compare.configs(cfg))}")
+            return 0
         run = train(cfg)
     except loop.Interrupted as stop:
         print(f"interrupted by {stop}; the state is saved. The same command goes on.", file=sys.stderr)
