@@ -8,12 +8,13 @@ import pytest
 from keras import layers
 from teacher_helpers import CLASSES, SIZE, teacher, tinted, trunk  # noqa: F401 - a fixture
 
-from thumbnet_tf import compare, costs, foreign, teachers, thumbnet
+from thumbnet_tf import compare, costs, foreign, teachers, tflite, thumbnet, variants
 from thumbnet_tf.config import Config, FlagError, UserError
+from thumbnet_tf.export import Options, export
 from thumbnet_tf.folding import fold
 from thumbnet_tf.fused_norm import fused, plain
 from thumbnet_tf.optimizers import build_optimizer
-from thumbnet_tf.runs import RunDir
+from thumbnet_tf.runs import RunDir, read_rows
 from thumbnet_tf.train import build_trainer, train, train_ratios
 
 
@@ -120,6 +121,23 @@ def test_run_with_an_own_teacher(own, caplog):
     teacher("-1..1").save(cfg.teacher)
     with pytest.raises(UserError, match="the teacher's file changed since this run started"):
         train(dataclasses.replace(cfg, methods=("direct", "bicubic")))
+
+
+@pytest.mark.slow
+def test_export_of_such_a_run(own, tmp_path, caplog):
+    run = train(own(teacher("0..1"), teacher_input="0..1", methods=("bicubic",)))
+    options = {"run_dir": str(run.path), "method": "bicubic", "out": str(tmp_path / "saved")}
+    with pytest.raises(UserError, match="int8_qat, pruned and clustered need"):
+        variants.possible(("float32", "pruned"), run.load_model("bicubic", "shipped"))
+    with caplog.at_level("INFO"):
+        assert variants.possible(variants.VARIANTS, run.load_model("bicubic", "shipped")) == tflite.VARIANTS
+    assert "int8_qat, pruned, clustered are left out" in caplog.text
+    folder, refused = export(Options(**options, variants=tflite.VARIANTS, fail_under=("int8:3",)))
+    assert refused == []
+    rows = {(row["artifact"], row["variant"]): row for row in read_rows(folder / "parity.csv")}
+    assert {variant for _, variant in rows} >= set(tflite.VARIANTS)
+    assert float(rows["thumbnet", "int8"]["agreement"]) > 0.95
+    assert "reads it" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

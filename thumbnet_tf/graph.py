@@ -107,9 +107,9 @@ def consumers_of(model: keras.Model) -> dict[int, list[keras.Operation]]:
 def maps_of(model: keras.Model) -> Iterator[tuple[layers.Layer, tuple[int, int, int]]]:
     """Yields the layers that make a map `(B, h, w, c)` larger than one point, from the input on, with its (h, w, c)."""
     for layer in model.layers:
-        if isinstance(layer, (layers.InputLayer, layers.ZeroPadding2D)) or not isinstance(
-            layer.output, keras.KerasTensor
-        ):
+        if isinstance(layer, (layers.InputLayer, layers.ZeroPadding2D, layers.Cropping2D)):
+            continue
+        if not isinstance(layer.output, keras.KerasTensor):
             continue
         shape = tuple(layer.output.shape[1:])
         if len(shape) == 3 and min(shape[:2]) > 1:

@@ -30,7 +30,8 @@ def given(cfg: Config) -> keras.Model:
     if cfg.teacher.endswith(".keras"):
         model = _load(path)
     else:
-        RunDir.existing(cfg.teacher)
+        if pathlib.Path(cfg.teacher).is_dir():
+            RunDir.existing(cfg.teacher)
         model = load_keras(path)
     outputs = model.output if isinstance(model, keras.Function) else None
     names = set(outputs) if isinstance(outputs, dict) else set()
@@ -127,12 +128,12 @@ def judge(answers: Mapping[str, np.ndarray], labels: np.ndarray, names: tuple[st
     reordered = {mode: float(np.mean(orders[mode][found] == labels)) for mode, found in answers.items()}
     best = max(right, key=right.get)
     said = f"{100 * right[used]:.1f} % of {count} validation images right with --teacher_input={used}"
-    if right[best] - right[used] > margin:
+    likeliest = max(reordered, key=reordered.get)
+    if right[best] - right[used] > margin and right[best] >= reordered[likeliest] - margin:
         raise UserError(
             f"--teacher_input={best} seems to be what T expects: with it T answers {100 * right[best]:.1f} % right. "
             f"Received: a T that answers {said}"
         )
-    likeliest = max(reordered, key=reordered.get)
     if reordered[likeliest] - right[used] > margin and reordered[likeliest] > 0.5 and count >= 3 * len(names):
         order = ", ".join(names[index] for index in orders[likeliest][:8]) + (", ..." if len(names) > 8 else "")
         besides = "" if likeliest == used else f" and --teacher_input={likeliest}"

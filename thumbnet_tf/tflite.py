@@ -164,7 +164,8 @@ def _save(model: keras.Model, name: str, integer: bool, folder: str) -> None:
 
 def _rewritten(model: keras.Model, integer: bool) -> keras.Model:
     """Returns the model in operators that TFLite has; for integers, on normalised pixels from end to end."""
-    pixels = _pixels(model) if integer else set()
+    # of a copy, whose layers are called once: those of S are called in E + S too
+    pixels = _pixels(keras.models.clone_model(model)) if integer else set()
 
     def call(layer: keras.Operation, x: Any, *args, **kwargs) -> Any:
         if isinstance(layer, Bicubic):
