@@ -1,6 +1,8 @@
 """A teacher of the user's own: laid out flat with the same function, and every mistake told in one line."""
 
 import dataclasses
+import pathlib
+import re
 
 import keras
 import numpy as np
@@ -196,11 +198,15 @@ def unsupported() -> dict[str, keras.Model]:
         "of RandomCrop": keras.Model(image, layers.Dense(3)(layers.Flatten()(layers.RandomCrop(16, 16)(image)))),
         "an input of shape": keras.Model(grey, layers.Dense(3)(layers.Flatten()(grey))),
         "without any map": keras.Model(image, layers.Dense(3)(layers.Flatten()(image))),
+        "one score for each": base,
         "behind a sigmoid": keras.Model(image, layers.Dense(3, activation="sigmoid")(pooled)),
     }
 
 
 def test_each_unsupported_kind_is_one_line_that_says_so():
+    text = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+    table = text.split("<!-- unsupported -->")[1].split("<!-- end")[0]
+    assert set(re.findall(r"\| `(.*)` \|", table)) == set(unsupported())
     for said, model in unsupported().items():
         with pytest.raises(UserError, match=said) as error:
             foreign.standardise(model, SIZE, "0..255")
