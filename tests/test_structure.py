@@ -10,6 +10,7 @@ PACKAGE = ROOT / "thumbnet_tf"
 
 # a module may import modules of lower layers only; mains may import each other
 LAYERS = (
+    {"options"},
     {"config"},
     {"stages"},
     {
@@ -22,12 +23,12 @@ LAYERS = (
         "jpeg",
         "parity_worker",
         "client_transport",
-        "folding",
-        "fused_norm",
         "optimizers",
         "report_html",
         "stats",
     },
+    {"graph"},
+    {"folding", "fused_norm", "foreign"},
     {"backbones", "intake", "client_thumbnails", "frozen", "timing"},
     {"downscaler"},
     {"data.fine_detail", "data.store", "thumbnet", "tflite", "tflite_metadata", "twin"},
@@ -38,10 +39,11 @@ LAYERS = (
     {"data"},
     {"trainer"},
     {"runs", "distribution"},
-    {"checkpoints", "cache_files"},
+    {"checkpoints", "cache_files", "teachers"},
     {"teacher_cache"},
     {
         "loop",
+        "compare",
         "publish",
         "serving",
         "warmup",

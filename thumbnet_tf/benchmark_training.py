@@ -120,7 +120,7 @@ def _cases(cfg: Config) -> Cases:
     trainer = build_trainer("thumbnet", cfg, CLASSES, teacher)
     trainer.compile(optimizer=build_optimizer(cfg, 1e-6, 10**6, trainer.trainable_variables))
     trainer.optimizer.build(trainer.trainable_variables)
-    caches = teacher_cache.open_caches(cfg, teacher, {"train": split}, "made up", ["logits", cfg.fm_tap])
+    caches = teacher_cache.open_caches(cfg, teacher, {"train": split}, "made up", ["logits", trainer.fm_tap])
     teacher_cache.prepare(cfg, teacher, caches)
 
     # made once, for a training traces its graph once, too; several epochs, so that the start counts for little
@@ -129,7 +129,7 @@ def _cases(cfg: Config) -> Cases:
     half = {False: uncached.take(_EPOCHS * _BATCHES // 2), True: cached.take(_EPOCHS * _BATCHES // 2)}
     batch = next(iter(cached))
     images, labels, mask = batch["image"], batch["label"], batch["mask"]
-    given = {name: batch[name] for name in ("logits", cfg.fm_tap)}
+    given = {name: batch[name] for name in ("logits", trainer.fm_tap)}
     step = tf.function(trainer.train_step)
 
     def train(batches: tf.data.Dataset) -> None:
@@ -174,8 +174,8 @@ def _parts(
             outputs = trainer.student(thumbnails, training=True)
             loss = weights["cl"] * losses.classification(labels, outputs["logits"], cfg.label_smoothing)
             loss += weights["kd"] * losses.distillation(given["logits"], outputs["logits"], cfg.temperature)
-            decoded = trainer.decoder(outputs[cfg.fm_tap])
-            loss += weights["fm"] * losses.feature_mapping(given[cfg.fm_tap], decoded)
+            decoded = trainer.decoder(outputs[trainer.fm_tap])
+            loss += weights["fm"] * losses.feature_mapping(given[trainer.fm_tap], decoded)
             loss += weights["mm"] * losses.moment_matching(pixels, thumbnails, cfg.mm_std_weight)
             loss = tf.reduce_mean(loss)
         return tape.gradient(loss, variables)

@@ -11,7 +11,7 @@ from thumbnet_tf.stages import METHODS, ORIGINAL
 _CARD = """# {name}, version {version}
 
 Classifies an image into {count} classes ({some_classes}) from one thumbnail of {small} x {small} pixels: a downscaler E
-({kind}) makes the thumbnail of a {size} x {size} crop, and the network S ({backbone}, width {width:g}) reads it.
+({kind}) makes the thumbnail of a {size} x {size} crop, and the network S ({network}) reads it.
 
 ## Data
 
@@ -77,8 +77,7 @@ def text(
         small=cfg.thumbnail_size,
         size=cfg.image_size,
         kind=METHODS[method].downscaler,
-        backbone=cfg.backbone,
-        width=cfg.width,
+        network=f"{cfg.backbone}, width {cfg.width:g}" if cfg.teacher == "train" else f"T's of --teacher={cfg.teacher}",
         examples=sum(data["examples"].values()),
         dataset=cfg.dataset,
         splits=", ".join(f"{count} {split}" for split, count in data["examples"].items()),

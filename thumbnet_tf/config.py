@@ -6,93 +6,15 @@ derived from these fields. This module imports neither TensorFlow nor absl.
 
 import dataclasses
 import json
-import math
-import typing
-from typing import Any
+
+from thumbnet_tf.options import FlagError as FlagError
+from thumbnet_tf.options import UserError as UserError
+from thumbnet_tf.options import check_options as check_options
+from thumbnet_tf.options import option as option
+from thumbnet_tf.options import to_flagfile as to_flagfile
 
 AUTO = "auto"
-
-
-class UserError(ValueError):
-    """A mistake that the user can mend; its message is one line and is shown without a traceback."""
-
-
-class FlagError(UserError):
-    """An option's value that can't be; the mains exit with 2."""
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: tuple[str, ...] | None = None,
-    identity: bool = True,
-) -> Any:
-    """Declares one option of a configuration dataclass.
-
-    Args:
-        default: default value.
-        help: one line for `--help`, with the unit where there is one.
-        minimum: smallest allowed value, included.
-        maximum: largest allowed value, included.
-        choices: allowed strings; None allows any.
-        identity: whether a run with another value is another run. Options that only say where or how fast
-            things happen are not part of a run's identity and may change when it resumes.
-
-    Returns:
-        A `dataclasses.field`.
-    """
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "identity": identity}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def check_options(options: Any) -> None:
-    """Checks type, bounds and choices of every field of an options dataclass.
-
-    Raises:
-        FlagError: with the option's name, what was received and what is allowed.
-    """
-    hints = typing.get_type_hints(type(options))
-    for field in dataclasses.fields(options):
-        value, kind = getattr(options, field.name), hints[field.name]
-        meta = field.metadata
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-            object.__setattr__(options, field.name, value)
-        if kind == tuple[str, ...] and isinstance(value, list):
-            value = tuple(value)
-            object.__setattr__(options, field.name, value)
-        expected = tuple if kind == tuple[str, ...] else kind
-        if not isinstance(value, expected) or (kind is int and isinstance(value, bool)):
-            raise FlagError(
-                f"--{field.name} must be of type {getattr(expected, '__name__', expected)}. Received: {value!r}"
-            )
-        low, high = meta["minimum"], meta["maximum"]
-        if kind is float and not math.isfinite(value):
-            raise FlagError(f"--{field.name} must be a finite number. Received: {value}")
-        if (low is not None and value < low) or (high is not None and value > high):
-            allowed = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
-            raise FlagError(f"--{field.name} must be {allowed}. Received: {value}")
-        if meta["choices"] is not None and value not in meta["choices"]:
-            raise FlagError(f"--{field.name} must be one of {', '.join(meta['choices'])}. Received: {value!r}")
-
-
-def to_flagfile(options: Any, header: str) -> str:
-    """Returns the text of a flagfile that gives these options again.
-
-    Args:
-        options: an options dataclass.
-        header: comment lines, without their `#`.
-    """
-    lines = [f"# {line}" for line in header.splitlines()]
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if isinstance(value, tuple):
-            value = ",".join(value)
-        lines.append(f"--{field.name}={str(value).lower() if isinstance(value, bool) else value}")
-    return "\n".join(lines) + "\n"
+APPLICATIONS = "keras.applications:"  # what --teacher begins with for a network of Keras' own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +72,38 @@ class Config:
     # --- models
     backbone: str = option("resnet18", "architecture of T and S", choices=("resnet18", "resnet34", "resnet50", "vgg11"))
     width: float = option(1.0, "multiplier of the backbone's channels", minimum=0.03125, maximum=4.0)
-    teacher: str = option("train", "train, or a finished run directory (or its teacher.keras) to take T from")
+    teacher: str = option(
+        "train",
+        "where T comes from: train = --backbone, trained by this run; a finished run directory (or its teacher.keras); "
+        "FILE.keras, a functional or sequential Keras classifier of this dataset's classes, used as it is; "
+        f"{APPLICATIONS}NAME (such as MobileNetV2), that network without its top, with average pooling and a new "
+        "classifier, trained by this run for --teacher_epochs",
+    )
+    teacher_input: str = option(
+        AUTO,
+        "what a FILE.keras or keras.applications T expects of its RGB input: values of 0..255 (T scales them itself), "
+        "0..1, -1..1, or the modes caffe and torch of keras.applications; auto = 0..255 for a file, what the network's "
+        "preprocess_input gives for keras.applications",
+        choices=(AUTO, "0..255", "0..1", "-1..1", "caffe", "torch"),
+    )
+    teacher_weights: str = option(
+        "none",
+        "what the network of --teacher=keras.applications:NAME starts from: none (random), imagenet (downloaded, or "
+        "taken from ~/.keras/models), or a weights file of it without its top",
+    )
     ratio: int = option(4, "the thumbnail's side is image_size / ratio: 2 (4x fewer pixels) or 4 (16x fewer)")
+    ratios: tuple[str, ...] = option(
+        (),
+        "train at several ratios, such as 2,4, each in run_dir/ratioN with one T, and recommend the cheapest",
+        identity=False,
+    )
+    max_drop: float = option(
+        0.01,
+        "with --ratios: the most validation accuracy, as a share, that a recommended ratio may lose against T",
+        minimum=0.0,
+        maximum=1.0,
+        identity=False,
+    )
     downscaler_width: int = option(16, "channels inside the learned downscaler E", minimum=1, maximum=256)
     downscaler_residual: float = option(
         0.3, "how strongly E departs from area downscaling before training; 0 = not at all", minimum=0.0, maximum=2.0
@@ -173,7 +125,9 @@ class Config:
     w_mm: float = option(0.1, "weight of the moment-matching loss MM", minimum=0.0)
     temperature: float = option(4.0, "temperature of KD", minimum=0.1, maximum=100.0)
     fm_tap: str = option(
-        "stage2", "the map of T that FM decodes from the same map of S, stage1 to stage4 (VGG-11: stage5)"
+        AUTO,
+        "the map of T that FM decodes from the same map of S: stage1 to stage4 (VGG-11: stage5), or the name of a "
+        "layer of your own T; auto = stage2, of your own T the deepest layer at an eighth of the input's side",
     )
     mm_std_weight: float = option(1.0, "lambda, the weight of the standard deviations in MM", minimum=0.0)
     label_smoothing: float = option(0.0, "label smoothing in CL", minimum=0.0, maximum=0.9)
@@ -250,6 +204,18 @@ class Config:
             raise FlagError(
                 f"--image_size must be a multiple of {multiple} at --ratio={self.ratio}. Received: {self.image_size}"
             )
+        if self.teacher_weights != "none" and not self.teacher.startswith(APPLICATIONS):
+            raise FlagError(
+                f"--teacher_weights goes with --teacher={APPLICATIONS}NAME only. Received: {self.teacher_weights!r} "
+                f"with --teacher={self.teacher}"
+            )
+        if self.teacher_input != AUTO and not self.teacher.startswith(APPLICATIONS) and self.teacher[-6:] != ".keras":
+            raise FlagError(
+                f"--teacher_input goes with a --teacher of your own only. Received: {self.teacher_input!r} with "
+                f"--teacher={self.teacher}"
+            )
+        if not set(self.ratios) <= {"2", "4"} or len(set(self.ratios)) != len(self.ratios):
+            raise FlagError(f"--ratios takes a list of 2 and 4. Received: {','.join(self.ratios)}")
         if self.thumbnail_bits == 1:  # TensorFlow's fake quantisation starts at 2 bits
             raise FlagError("--thumbnail_bits must be 0 (no rounding) or 2 to 8. Received: 1")
         if self.w_cl + self.w_kd <= 0:
@@ -260,12 +226,18 @@ class Config:
         """Side of the thumbnail in pixels."""
         return self.image_size // self.ratio
 
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether the run trains T itself."""
+        return self.teacher == "train" or self.teacher.startswith(APPLICATIONS)
+
     def resolved(self) -> "Config":
         """Returns a copy with every `auto` replaced by its value for this dataset."""
         own = self.dataset.split("/")[0] == "fine_detail"
         return dataclasses.replace(
             self,
             augment=("none" if own else "crop_flip") if self.augment == AUTO else self.augment,
+            fm_tap="stage2" if self.fm_tap == AUTO and self.teacher == "train" else self.fm_tap,
             crop_fraction=(1.0 if own else 0.875) if self.crop_fraction == 0 else self.crop_fraction,
         )
 
@@ -288,5 +260,7 @@ class Config:
         if not isinstance(values, dict) or set(values) - known:
             unknown = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
             raise UserError(f"{where} holds options this version doesn't know. Received: {unknown}")
+        if "teacher_input" not in values and values.get("teacher", "train") != "train" and "fm_tap" in values:
+            values |= {"fm_tap": AUTO} if values["fm_tap"] == "stage2" else {}  # it was the default by name
         # a run of before there was a cache trained without one
         return cls(**{"teacher_cache": "off", **values})

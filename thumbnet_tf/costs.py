@@ -19,10 +19,16 @@ def macs(model: keras.Model) -> int:
 
 
 def _layer_macs(layer: keras.Layer) -> int:
+    # transposed first: Keras' own classes of convolutions don't inherit from one another
     if isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D)):
         # a kernel is (height, width, channels of one group, filters): all of it is used once per output position
         return math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:3])
-    if isinstance(layer, layers.Dense):
+    if isinstance(layer, layers.SeparableConv2D):
+        positions = math.prod(layer.output.shape[1:3])
+        return positions * (math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape))
+    if isinstance(layer, layers.Conv2DTranspose):  # a kernel is used once per input position
+        return math.prod(layer.kernel.shape) * math.prod(layer.input.shape[1:3])
+    if isinstance(layer, (layers.Dense, layers.EinsumDense)):
         return math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1])
     return 0
 

@@ -124,12 +124,13 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
     dataset = sources.load(cfg)
     run.check_data(dataset.facts())
     models = thumbnet.deployed(run.load_model(method, "shipped"), run.load_model(ORIGINAL, "teacher"))
+    chosen = variants.possible(options.variants, models.shipped)
     with run.lock(), publish.staging(root, names, options.version) as (version, folders):
         folder = folders[name]
         served = _write_saved_models(cfg, classes, models, name, folders)
         variants.write(
             folder / "tflite",
-            options.variants,
+            chosen,
             cfg=cfg,
             classes=classes,
             models=models,

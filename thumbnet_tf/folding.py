@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from thumbnet_tf.graph import consumers_of, copied
+
 
 def fold(model: keras.Model) -> keras.Model:
     """Copies a model, folding each batch normalisation that is the only consumer of a convolution into it.
@@ -20,7 +22,9 @@ def fold(model: keras.Model) -> keras.Model:
         A float32 model of the same function, with the same names, inputs and outputs, that shares nothing with
         `model`. Normalisations that stand elsewhere are kept.
     """
-    plain = keras.models.clone_model(model, clone_function=_float32)  # each layer is called once in it
+    plain = keras.models.clone_model(
+        model, clone_function=lambda layer: copied(layer, dtype="float32")
+    )  # each layer is called once in it
     consumers = consumers_of(plain)
     outputs = {id(tensor) for tensor in tf.nest.flatten(plain.output)}
     norms = {}  # name of a convolution -> the normalisation behind it
@@ -32,7 +36,7 @@ def fold(model: keras.Model) -> keras.Model:
     folded = {norm.name for norm in norms.values()}
 
     def copy(layer: layers.Layer) -> layers.Layer:
-        return _float32(layer, **({"use_bias": True} if layer.name in norms else {}))
+        return copied(layer, dtype="float32", **({"use_bias": True} if layer.name in norms else {}))
 
     def call(layer: layers.Layer, x: keras.KerasTensor, *args, **kwargs) -> keras.KerasTensor:
         return x if layer.name in folded else layer(x, *args, **kwargs)
@@ -66,21 +70,7 @@ def can_fold(conv: layers.Conv2D, norm: layers.BatchNormalization) -> bool:
     return linear and conv.data_format == "channels_last" and norm.axis in (-1, 3)
 
 
-def consumers_of(model: keras.Model) -> dict[int, list[layers.Layer]]:
-    """Returns the layers that take a tensor, by the tensor's id, of a model that calls each of its layers once."""
-    consumers: dict[int, list[layers.Layer]] = {}
-    for layer in model.layers:
-        for tensor in [] if isinstance(layer, layers.InputLayer) else tf.nest.flatten(layer.input):
-            consumers.setdefault(id(tensor), []).append(layer)
-    return consumers
-
-
-def only_consumer(layer: layers.Layer, kind: type, consumers: dict[int, list[layers.Layer]]) -> layers.Layer | None:
+def only_consumer(layer: layers.Layer, kind: type, consumers: dict[int, list[keras.Operation]]) -> layers.Layer | None:
     """Returns the layer behind this one if it is the only one and of a kind."""
     behind = consumers.get(id(layer.output), [])
     return behind[0] if len(behind) == 1 and type(behind[0]) is kind else None
-
-
-def _float32(layer: layers.Layer, **settings) -> layers.Layer:
-    """Returns a new layer with the same settings, which computes in float32."""
-    return type(layer).from_config({**layer.get_config(), "dtype": "float32", **settings})

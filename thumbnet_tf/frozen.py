@@ -12,7 +12,8 @@ import tensorflow as tf
 from keras import layers
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from thumbnet_tf.folding import consumers_of, fold
+from thumbnet_tf.folding import fold
+from thumbnet_tf.graph import consumers_of
 
 
 def freeze(
@@ -65,6 +66,8 @@ def on_pixels(model: keras.Model) -> keras.Model:
     """
     consumers = consumers_of(model)
     first = next((layer for layer in consumers.get(id(model.inputs[0]), ()) if type(layer) is layers.Rescaling), None)
+    if first and np.ndim(first.scale) + np.ndim(first.offset):
+        return model  # a colour's own scale can't wait until the colours are mixed
     behind = {layer.name: layer for layer in consumers.get(id(first.output), ())} if first else {}
     maps = [layer.output for layer in behind.values() if _is_linear(layer)]
     if len(maps) < max(1, len(behind)) or any(tensor is first.output for tensor in tf.nest.flatten(model.output)):

@@ -10,6 +10,8 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from thumbnet_tf.graph import copied
+
 Kind = TypeVar("Kind", bound=layers.BatchNormalization)
 
 
@@ -36,7 +38,10 @@ class FusedBatchNormalization(layers.BatchNormalization):
 
 
 def fused(model: keras.Model) -> keras.Model:
-    """Returns a copy of a flat model, with its weights, that normalises by the fused kernel while training."""
+    """Returns a copy of a flat model, with its weights, that normalises by the fused kernel while training.
+
+    What the kernel can't do, normalisations of vectors, over another axis, or without scale or offset, stays Keras'.
+    """
     return _with(model, FusedBatchNormalization)
 
 
@@ -47,8 +52,10 @@ def plain(model: keras.Model) -> keras.Model:
 
 def _with(model: keras.Model, kind: type[Kind]) -> keras.Model:
     def copy(layer: layers.Layer) -> layers.Layer:
-        chosen = kind if isinstance(layer, layers.BatchNormalization) else type(layer)
-        return chosen.from_config(layer.get_config())
+        if isinstance(layer, layers.BatchNormalization):
+            fits = layer.scale and layer.center and layer.axis in (-1, 3) and len(layer.input.shape) == 4
+            return (kind if fits else layers.BatchNormalization).from_config(layer.get_config())
+        return copied(layer)
 
     result = keras.models.clone_model(model, clone_function=copy)
     for ours, theirs in zip(result.layers, model.layers, strict=True):

@@ -38,6 +38,7 @@ INTERFACES = {
 }
 
 _FLOATS = (schema.TensorType.FLOAT16, schema.TensorType.FLOAT32, schema.TensorType.FLOAT64)
+FROM_PIXELS, TO_PIXELS = (1 / 128, -1.0), (128.0, 128.0)  # scale and offset of a `Rescaling`: to and fro
 _BYTE = {"min": -1.0, "max": 127 / 128, "num_bits": 8}  # a pixel's byte, normalised: steps of exactly 1/128
 
 
@@ -163,13 +164,15 @@ def _save(model: keras.Model, name: str, integer: bool, folder: str) -> None:
 
 def _rewritten(model: keras.Model, integer: bool) -> keras.Model:
     """Returns the model in operators that TFLite has; for integers, on normalised pixels from end to end."""
+    # of a copy, whose layers are called once: those of S are called in E + S too
+    pixels = _pixels(keras.models.clone_model(model)) if integer else set()
 
-    def call(layer: keras.layers.Layer, x: Any, *args, **kwargs) -> Any:
+    def call(layer: keras.Operation, x: Any, *args, **kwargs) -> Any:
         if isinstance(layer, Bicubic):
             return _bicubic(x, layer.ratio, layer.name)
         if not integer:
             return _rounded(x, layer.bits) if isinstance(layer, ToThumbnail) else layer(x, *args, **kwargs)
-        if isinstance(layer, layers.Rescaling):
+        if isinstance(layer, layers.Rescaling) and (layer.scale, layer.offset) in (FROM_PIXELS, TO_PIXELS):
             return x
         if isinstance(layer, ToThumbnail):
             if layer.bits not in (0, 8):
@@ -178,16 +181,44 @@ def _rewritten(model: keras.Model, integer: bool) -> keras.Model:
                     f"Received: --thumbnail_bits={layer.bits}"
                 )
             return ToByte(name=layer.name)(x)
-        if isinstance(layer, layers.AveragePooling2D) and x.shape[-1] == 3:
+        if layer.name in pixels:  # takes true pixels, p = 128 n + 128
+            x = layers.Rescaling(TO_PIXELS[0], offset=TO_PIXELS[1], name=f"{layer.name}_pixels")(x)
+            return layer(x, *args, **kwargs)
+        if isinstance(layer, layers.AveragePooling2D) and x.shape[-1] == 3 and layer.name.startswith("downscaler_"):
             side = layer.pool_size[0]
             return _on_blocks(x, np.tile(np.eye(3, dtype=np.float32) / side**2, (side, side, 1, 1)), side, layer.name)
-        if isinstance(layer, layers.Conv2D) and x.shape[-1] == 3 and x.shape[1] % layer.strides[0] == 0:
+        if _goes_on_blocks(layer) and x.shape[-1] == 3 and x.shape[1] % layer.strides[0] == 0:
             kernel, *bias = layer.get_weights()
-            if layer.strides[0] > 1 and not bias:
+            if not bias:
                 return _on_blocks(x, kernel, layer.strides[0], layer.name)
         return layer(x, *args, **kwargs)
 
     return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
+
+
+def _goes_on_blocks(layer: keras.Operation) -> bool:
+    """Returns whether a layer is a square, strided convolution that does nothing else."""
+    if not isinstance(layer, layers.Conv2D) or layer.padding != "same" or layer.groups != 1:
+        return False
+    (side, other), (stride, across) = layer.kernel_size, layer.strides
+    square = side == other and stride == across and layer.dilation_rate == (1, 1)
+    return square and side >= stride > 1 and layer.activation is keras.activations.linear
+
+
+def _pixels(model: keras.Model) -> set[str]:
+    """Returns the names of the operations that take pixels in [0, 255] and can't take them normalised instead."""
+    tensors, names = {id(model.inputs[0])}, set()
+    for operation in model.operations:
+        if isinstance(operation, layers.InputLayer):
+            continue
+        kind, takes = type(operation), any(id(tensor) in tensors for tensor in tf.nest.flatten(operation.input))
+        rescaling = (operation.scale, operation.offset) if kind is layers.Rescaling else None
+        kept = takes and (kind in (Bicubic, ToThumbnail) or operation.name == "downscaler_area")
+        if kept or (rescaling == TO_PIXELS and not takes):
+            tensors.add(id(operation.output))
+        elif takes and rescaling != FROM_PIXELS:
+            names.add(operation.name)
+    return names
 
 
 class ToByte(layers.Layer):

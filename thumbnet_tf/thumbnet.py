@@ -1,41 +1,57 @@
 """Assembly: the student S from the teacher T, the feature-mapping decoder D, and the model that ships (E + S)."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 
 import keras
 from keras import layers
 
-from thumbnet_tf import backbones, downscaler
-from thumbnet_tf.config import Config, FlagError, UserError
+from thumbnet_tf import backbones, downscaler, foreign, graph
+from thumbnet_tf.config import APPLICATIONS, AUTO, Config, FlagError, UserError
+from thumbnet_tf.graph import precision
 
 
-@contextlib.contextmanager
-def precision(policy: str) -> Iterator[None]:
-    """Sets Keras' global precision policy for a while."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
+def build_teacher(cfg: Config, num_classes: int, *, synchronized: bool = False, initial: bool = False) -> keras.Model:
+    """Builds a T that is yet to be trained, on the full image.
 
+    Args:
+        cfg: the configuration; one that trains T.
+        num_classes: C.
+        synchronized: whether batch statistics are taken over all replicas.
+        initial: whether T gets the weights of `--teacher_weights`; else they are random.
 
-def build_teacher(cfg: Config, num_classes: int, *, synchronized: bool = False) -> keras.Model:
-    """Builds T, random, on the full image."""
+    Raises:
+        UserError: when the network can't be built, or its weights can't be had.
+    """
+    if cfg.teacher.startswith(APPLICATIONS):
+        return foreign.build(
+            cfg.teacher.removeprefix(APPLICATIONS),
+            cfg.image_size,
+            num_classes,
+            cfg.teacher_input,
+            cfg.teacher_weights if initial else "none",
+            cfg.fm_tap,
+            synchronized=synchronized,
+        )
     return backbones.build(cfg.backbone, cfg.image_size, num_classes, cfg.width, synchronized=synchronized)
 
 
 def build_student(cfg: Config, teacher: keras.Model, *, synchronized: bool = False) -> tuple[keras.Model, list[str]]:
-    """Builds S: T's architecture on the thumbnail, started from T's weights.
+    """Builds S: T's own graph on the thumbnail, started from T's weights.
 
     Returns:
         S, and the names of the layers that start anew because their shape depends on the input's size.
     """
-    num_classes = teacher.output["logits"].shape[-1]
-    student = backbones.build(cfg.backbone, cfg.thumbnail_size, num_classes, cfg.width, synchronized=synchronized)
+    thumbnail = keras.Input((cfg.thumbnail_size, cfg.thumbnail_size, 3), name="image")
+    outputs = graph.lay(teacher, thumbnail, synchronized=synchronized)
+    student = keras.Model(thumbnail, outputs, name=teacher.name)
     return student, copy_weights(teacher, student)
+
+
+def fm_tap(cfg: Config, teacher: keras.Model) -> str:
+    """Returns the name of the map that FM uses: of a T of the user's own, the only one that it gives."""
+    if teacher.name == foreign.NAME:
+        return next(name for name in teacher.output if name != "logits")
+    return "stage2" if cfg.fm_tap == AUTO else cfg.fm_tap
 
 
 def build_downscaler(cfg: Config, kind: str, *, synchronized: bool = False) -> keras.Model:
@@ -52,15 +68,20 @@ def build_downscaler(cfg: Config, kind: str, *, synchronized: bool = False) -> k
     )
 
 
-def check(cfg: Config) -> None:
+def check(cfg: Config, teacher: keras.Model | None = None, *, initial: bool = False) -> None:
     """Builds T, S and D once and throws them away, so that what can't be built is known before anything is trained.
+
+    Args:
+        cfg: the configuration.
+        teacher: T, where it is not this run that trains it.
+        initial: whether the weights that T starts from are needed.
 
     Raises:
         UserError: when the backbone, the sizes or the tap don't go together.
     """
-    teacher = build_teacher(cfg, 2)
+    teacher = teacher or build_teacher(cfg, 2, initial=initial)
     student, _ = build_student(cfg, teacher)
-    build_decoder(student, teacher, cfg.fm_tap)
+    build_decoder(student, teacher, fm_tap(cfg, teacher))
 
 
 def build_shipped(cfg: Config, kind: str, small: keras.Model, student: keras.Model) -> keras.Model:
@@ -75,11 +96,10 @@ def build_shipped(cfg: Config, kind: str, small: keras.Model, student: keras.Mod
     Returns:
         A model from images `(B, size, size, 3)` in [0, 255] to `{"thumbnail": ..., "logits": (B, C)}`.
     """
-    num_classes = student.output["logits"].shape[-1]
     with precision("float32"):
         image = keras.Input((cfg.image_size, cfg.image_size, 3), name="image")
         thumbnail = downscaler.connect(kind, image, cfg.ratio, cfg.downscaler_width, cfg.thumbnail_bits)
-        outputs = backbones.connect(cfg.backbone, thumbnail, num_classes, cfg.width)
+        outputs = graph.lay(student, thumbnail, dtype="float32")
     shipped = keras.Model(image, {"thumbnail": thumbnail, "logits": outputs["logits"]}, name="thumbnet")
     weights = {layer.name: layer.get_weights() for part in (small, student) for layer in part.layers}
     for layer in shipped.layers:
@@ -121,7 +141,7 @@ def deployed(shipped: keras.Model, teacher: keras.Model) -> Deployed:
         trained = teacher
         teacher = keras.models.clone_model(
             trained,
-            clone_function=lambda layer: layer.__class__.from_config({**layer.get_config(), "dtype": "float32"}),
+            clone_function=lambda layer: graph.copied(layer, dtype="float32"),
         )
         teacher.set_weights(trained.get_weights())
     return Deployed(shipped, downscaler_part, student, teacher)

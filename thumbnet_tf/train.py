@@ -2,6 +2,7 @@
 
   python -m thumbnet_tf.train --flagfile=experiments/quickstart.flags
   python -m thumbnet_tf.train --dataset=folder:photos --image_size=128 --run_dir=runs/photos
+  python -m thumbnet_tf.train --dataset=folder:photos --teacher=mine.keras --image_size=224 --ratios=2,4
 
 The same command goes on after an interruption, and trains nothing when the run is finished.
 """
@@ -20,14 +21,14 @@ from collections.abc import Collection, Sequence
 import keras
 import tensorflow as tf
 
-from thumbnet_tf import distribution, flags, loop, stages, teacher_cache, thumbnet
-from thumbnet_tf.config import Config, UserError
+from thumbnet_tf import compare, distribution, flags, loop, stages, teacher_cache, teachers, thumbnet
+from thumbnet_tf.config import Config
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
 from thumbnet_tf.folding import fold
 from thumbnet_tf.fused_norm import fused, plain
 from thumbnet_tf.optimizers import build_optimizer
-from thumbnet_tf.runs import RunDir, environment, load_keras, save_keras, saving, write_atomically
+from thumbnet_tf.runs import RunDir, environment, save_keras, saving, write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
 from thumbnet_tf.trainer import Trainer
 
@@ -53,7 +54,10 @@ def train(cfg: Config) -> RunDir:
     job = distribution.start(cfg)
     lock = run.lock() if job.is_chief else contextlib.nullcontext()
     with lock, thumbnet.precision(cfg.mixed_precision), job.watched(lambda: "between two methods"):
-        thumbnet.check(cfg)
+        taken = not job.is_chief or run.is_done(ORIGINAL)
+        given = None if taken or cfg.trains_teacher else teachers.given(cfg)
+        if given is not None or cfg.trains_teacher:
+            thumbnet.check(cfg, given, initial=not taken)
         _claim(run, cfg, job)
         with run.log_to_file() if job.is_chief else contextlib.nullcontext():
             if job.machines > 1:
@@ -61,13 +65,14 @@ def train(cfg: Config) -> RunDir:
                     sources.prepare(cfg)
             dataset = sources.load(cfg)
             pipeline.steps_per_epoch(dataset.splits["train"], cfg)
-            given = None
+            facts = dataset.facts()
             if job.is_chief:
-                if cfg.teacher != "train" and not run.is_done(ORIGINAL):
-                    given = _given_teacher(cfg, dataset)
+                facts |= teachers.facts(cfg, run)
+                if given is not None:
+                    teachers.check_classes(given, cfg, dataset)
                 if not (run.path / "data.json").exists():
                     _check_room(cfg, dataset, students, given)
-                run.bind_data(dataset.facts())  # all that can be checked was; from here on the directory is this run's
+                run.bind_data(facts)  # all that can be checked was; from here on the directory is this run's
             job.barrier()
             if not job.is_chief:
                 distribution.await_shared(run.path / "data.json", job)
@@ -75,7 +80,7 @@ def train(cfg: Config) -> RunDir:
             for method in (ORIGINAL, *students):
                 if job.from_chief(run.is_done(method)):
                     continue
-                if method != ORIGINAL or cfg.teacher == "train":
+                if method != ORIGINAL or cfg.trains_teacher:
                     models = _train_method(method, cfg, run, dataset, job)
                 elif job.is_chief:
                     models = {"teacher": given}
@@ -85,6 +90,19 @@ def train(cfg: Config) -> RunDir:
                 evaluate(run, dataset)
             job.barrier()  # who leaves earlier looks lost to the others
     return run
+
+
+def train_ratios(cfg: Config) -> str:
+    """Trains at each of `--ratios` with one T, and returns which network to take, as text.
+
+    Raises:
+        UserError, loop.Interrupted: as `train`.
+    """
+    configs = compare.configs(cfg)
+    runs = [train(each) for each in configs]
+    labels = sources.load(configs[0].resolved(), ("validation",)).splits["validation"].labels
+    rows = compare.compare(cfg.run_dir, runs, labels)
+    return compare.recommendation(rows, cfg.max_drop)
 
 
 def _claim(run: RunDir, cfg: Config, job: distribution.Job) -> None:
@@ -124,8 +142,9 @@ def build_trainer(
         if anew:
             _log.info("%s: layers whose shape depends on the input's size start anew: %s", method, ", ".join(anew))
     else:
-        student = thumbnet.build_teacher(cfg, num_classes, synchronized=synchronized)
-    decoder = thumbnet.build_decoder(student, teacher, cfg.fm_tap) if "fm" in weights else None
+        student = thumbnet.build_teacher(cfg, num_classes, synchronized=synchronized, initial=True)
+    tap = thumbnet.fm_tap(cfg, student if teacher is None else teacher)
+    decoder = thumbnet.build_decoder(student, teacher, tap) if "fm" in weights else None
     if not synchronized:  # over several replicas, Keras' own layer adds their statistics up
         student, small = fused(student), small and fused(small)
     if teacher is not None and cfg.mixed_precision == "float32":
@@ -137,7 +156,7 @@ def build_trainer(
         decoder=decoder,
         loss_weights=weights,
         temperature=cfg.temperature,
-        fm_tap=cfg.fm_tap,
+        fm_tap=tap,
         mm_std_weight=cfg.mm_std_weight,
         label_smoothing=cfg.label_smoothing,
         clip_norm=cfg.clip_norm,
@@ -211,7 +230,7 @@ def _open_caches(
     cfg: Config, dataset: sources.Dataset, teacher: keras.Model, losses: Collection[str]
 ) -> dict[str, teacher_cache.TeacherCache]:
     """Returns the caches, complete or not, of what some losses use of T."""
-    maps = [cfg.fm_tap] if cfg.teacher_cache == "all" and "fm" in losses else []
+    maps = [thumbnet.fm_tap(cfg, teacher)] if cfg.teacher_cache == "all" and "fm" in losses else []
     used = ("train", "validation") if {"kd", "fm"} & set(losses) else ("validation",)
     splits = {name: dataset.splits[name] for name in used}
     return teacher_cache.open_caches(cfg, teacher, splits, dataset.fingerprint, ["logits", *maps])
@@ -241,33 +260,16 @@ def _finish(folder: pathlib.Path, models: dict[str, keras.Model]) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def _given_teacher(cfg: Config, dataset: sources.Dataset) -> keras.Model:
-    """Loads T from a run directory or its `teacher.keras`, as this run's backbone."""
-    path = pathlib.Path(cfg.teacher)
-    if path.is_dir():
-        classes = RunDir.existing(path).data_facts()["classes"]
-        if classes != list(dataset.class_names):
-            raise UserError(
-                f"--teacher must know this dataset's classes in this order: {', '.join(dataset.class_names[:5])}, ... "
-                f"Received: {path}, which knows {', '.join(classes[:5])}, ..."
-            )
-        path = path / ORIGINAL / "teacher.keras"
-    given = load_keras(path)
-    teacher = thumbnet.build_teacher(cfg, len(dataset.class_names))
-    if given.input_shape != teacher.input_shape or thumbnet.copy_weights(given, teacher):
-        raise UserError(
-            f"--teacher must have this run's --backbone={cfg.backbone} --width={cfg.width:g} "
-            f"--image_size={cfg.image_size} and {len(dataset.class_names)} classes. Received: {path}, which differs"
-        )
-    return teacher
-
-
 def main(cfg: Config) -> int:
     """Runs `train` and says where everything lies."""
     flagfile = flags.flagfile_name(sys.argv[1:])
     if flagfile and cfg.run_dir == Config.run_dir:
         cfg = dataclasses.replace(cfg, run_dir=f"runs/{pathlib.Path(flagfile).stem}")
     try:
+        if cfg.ratios:
+            print(train_ratios(cfg))
+            print(f"\na run directory each: {', '.join(each.run_dir for each in compare.configs(cfg))}")
+            return 0
         run = train(cfg)
     except loop.Interrupted as stop:
         print(f"interrupted by {stop}; the state is saved. The same command goes on.", file=sys.stderr)

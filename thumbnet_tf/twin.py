@@ -18,7 +18,8 @@ from keras import layers
 
 from thumbnet_tf.config import UserError
 from thumbnet_tf.downscaler import ToThumbnail
-from thumbnet_tf.folding import consumers_of, folded_weights, only_consumer
+from thumbnet_tf.folding import folded_weights, only_consumer
+from thumbnet_tf.graph import consumers_of
 
 if TYPE_CHECKING:
     import tf_keras
@@ -56,6 +57,7 @@ def build(model: keras.Model, *, rounded: bool = True) -> "tf_keras.Model":
     """
     import tf_keras
 
+    check(model)
     consumers = consumers_of(model)
     tensors = {}  # id of a tensor of `model` -> the twin's tensor
     for layer in model.layers:
@@ -70,8 +72,6 @@ def build(model: keras.Model, *, rounded: bool = True) -> "tf_keras.Model":
         if kind is layers.Conv2D:
             norm = only_consumer(layer, layers.BatchNormalization, consumers)
             relu = _relu_behind(norm or layer, consumers)
-            if layer.activation is not keras.activations.linear:
-                raise _unsupported(layer)
             convolution = _twin(layer, activation="relu" if relu else None)
             x = convolution(x)
             convolution.set_weights(folded_weights(layer, norm))
@@ -82,11 +82,32 @@ def build(model: keras.Model, *, rounded: bool = True) -> "tf_keras.Model":
             twin.set_weights(layer.get_weights())
         elif kind is ToThumbnail:
             x = _rounding(layer)(x) if rounded else x
-        elif kind is not layers.Rescaling or (layer.scale, layer.offset) not in _CANCELLED:
-            raise _unsupported(layer)
         tensors[id(layer.output)] = x
     outputs = model.output
     return tf_keras.Model(tensors[id(model.inputs[0])], tensors[id(outputs["logits"])], name=model.name)
+
+
+def check(model: keras.Model) -> None:
+    """Checks that a flat model has a twin.
+
+    Raises:
+        UserError: when it holds a layer that has none.
+    """
+    consumers = consumers_of(model)
+    folded = set()
+    for layer in model.operations:
+        kind = type(layer)
+        if kind is layers.Conv2D:
+            norm = only_consumer(layer, layers.BatchNormalization, consumers)
+            folded |= {norm.name} if norm else set()
+        misfit = (
+            kind not in _SUPPORTED
+            or (kind is layers.Conv2D and layer.activation is not keras.activations.linear)
+            or (kind is layers.Rescaling and (layer.scale, layer.offset) not in _CANCELLED)
+            or (kind is layers.BatchNormalization and layer.name not in folded)
+        )
+        if misfit:
+            raise _unsupported(layer)
 
 
 def normalised(images: tf.Tensor) -> tf.Tensor:

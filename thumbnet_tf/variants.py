@@ -4,9 +4,10 @@ import logging
 import pathlib
 from collections.abc import Iterator, Sequence
 
+import keras
 import numpy as np
 
-from thumbnet_tf import qat, tflite, tflite_metadata
+from thumbnet_tf import qat, tflite, tflite_metadata, twin
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline
 from thumbnet_tf.data.sources import Split
@@ -29,6 +30,28 @@ _log = logging.getLogger(__name__)
 def file_name(artifact: str, variant: str) -> str:
     """Returns the name of a TFLite file."""
     return f"{artifact}_{variant}.tflite"
+
+
+def possible(chosen: Sequence[str], shipped: keras.Model) -> tuple[str, ...]:
+    """Returns which of the variants can be made of a network; with all chosen, those that can't are left out.
+
+    Args:
+        chosen: some of `VARIANTS`.
+        shipped: E + S.
+
+    Raises:
+        UserError: when one that was chosen among fewer can't be made.
+    """
+    try:
+        twin.check(shipped)
+    except UserError as error:
+        rest = tuple(name for name in chosen if name not in qat.VARIANTS)
+        if set(chosen) == set(VARIANTS):
+            _log.info("%s are left out: %s", ", ".join(qat.VARIANTS), error)
+        elif rest != tuple(chosen):
+            raise UserError(f"give --variants={','.join(rest)}; {error}") from None
+        return rest
+    return tuple(chosen)
 
 
 def check(chosen: Sequence[str], cfg: Config, kind: str) -> None:

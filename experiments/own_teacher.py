@@ -1,0 +1,80 @@
+"""Trains a classifier as anybody would in Keras, the teacher of `own_teacher.flags`; knows nothing of thumbnet_tf.
+
+  python experiments/own_teacher.py --data=../shared/data/tf_flowers --out=runs/own_teacher.keras
+  python -m thumbnet_tf.train --flagfile=experiments/own_teacher.flags
+
+MobileNetV2 of width 0.35, from random weights, with its own augmentation and scaling inside the file.
+"""
+
+import argparse
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+
+def images(folder: pathlib.Path, classes: list[str], size: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the central squares of a folder's photographs, uint8 `(n, size, size, 3)`, and their labels `(n,)`."""
+    found, labels = [], []
+    for label, name in enumerate(classes):
+        for path in sorted((folder / name).glob("*.jpg"))[: limit or None]:
+            image = tf.io.decode_jpeg(path.read_bytes(), channels=3)
+            side = min(image.shape[:2])
+            image = tf.image.resize_with_crop_or_pad(image, side, side)
+            image = tf.image.central_crop(image, 0.875)
+            found.append(tf.cast(tf.image.resize(image, (size, size), antialias=True), tf.uint8).numpy())
+            labels.append(label)
+    return np.stack(found), np.array(labels)
+
+
+def build(size: int, classes: int) -> keras.Model:
+    """Returns the untrained classifier of RGB images `(B, size, size, 3)` in [0, 255], ending in a softmax."""
+    trunk = keras.applications.MobileNetV2((size, size, 3), alpha=0.35, include_top=False, weights=None)
+    for layer in trunk.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.9  # 0.999 is for trainings of a million steps
+    return keras.Sequential(
+        [
+            keras.Input((size, size, 3)),
+            layers.RandomFlip("horizontal"),
+            layers.RandomTranslation(0.1, 0.1),
+            layers.RandomZoom((-0.3, 0.1)),
+            layers.Rescaling(1 / 127.5, offset=-1),
+            trunk,
+            layers.GlobalAveragePooling2D(),
+            layers.Dropout(0.2),
+            layers.Dense(classes, activation="softmax"),
+        ]
+    )
+
+
+def main() -> None:
+    """Trains, says how good it is on the test photographs, and saves."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="../shared/data/tf_flowers", help="folder of {train,test}/<class>/*.jpg")
+    parser.add_argument("--out", default="runs/own_teacher.keras")
+    parser.add_argument("--size", type=int, default=96, help="side of the input in pixels")
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--limit", type=int, default=0, help="photographs of each class; 0 = all")
+    args = parser.parse_args()
+    keras.utils.set_random_seed(0)
+    data = pathlib.Path(args.data)
+    classes = sorted(path.name for path in (data / "train").iterdir() if path.is_dir())
+    x, y = images(data / "train", classes, args.size, args.limit)
+    x_test, y_test = images(data / "test", classes, args.size, args.limit)
+    model = build(args.size, len(classes))
+    rate = keras.optimizers.schedules.CosineDecay(2e-3, args.epochs * -(-len(x) // 64))
+    model.compile(
+        keras.optimizers.AdamW(rate, weight_decay=0.05), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
+    model.fit(x, y, batch_size=64, epochs=args.epochs, verbose=2)
+    _, accuracy = model.evaluate(x_test, y_test, verbose=0)
+    pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    model.save(args.out)
+    print(f"{args.out}: {100 * accuracy:.1f} % of {len(x_test)} test photographs right; classes: {', '.join(classes)}")
+
+
+if __name__ == "__main__":
+    main()

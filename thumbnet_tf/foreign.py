@@ -1,0 +1,291 @@
+"""A teacher T of somebody else's making as one of ours: flat, on RGB images in [0, 255], with logits and one map.
+
+`standardise` takes any functional or sequential Keras classifier, `build` makes one of `keras.applications`.
+"""
+
+import logging
+import math
+import re
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers, ops
+
+from thumbnet_tf import graph
+from thumbnet_tf.config import APPLICATIONS, AUTO, FlagError, UserError
+
+NAME = "own_teacher"
+INPUTS = ("0..255", "0..1", "-1..1", "caffe", "torch")
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, RGB in [0, 1]
+_CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR in [0, 255]
+_RESERVED = ("image", "thumbnail", "logits", "other_label", "label", "share")
+_INPUT_LAYERS = ("input_rescaling", "input_bgr")
+_HINT = "T must be a functional or sequential image classifier of Keras' own layers"
+
+_log = logging.getLogger(__name__)
+
+
+def standardise(
+    model: keras.Model, size: int, mode: str, tap: str = AUTO, *, synchronized: bool = False
+) -> keras.Model:
+    """Copies a classifier into the form that T has here.
+
+    Nested models are laid out flat, augmentation is left out, a softmax at the end is taken off (or turned into its
+    logarithm), and what the classifier demands of its input is a layer in front. All computes in float32.
+
+    Args:
+        model: functional or sequential classifier of one image.
+        size: side of the square input in pixels.
+        mode: what `model` expects, one of `INPUTS`.
+        tap: name of the layer whose map FM decodes; `auto` = the deepest at an eighth of the input's side.
+        synchronized: whether batch statistics are taken over all replicas.
+
+    Returns:
+        A model `own_teacher` from RGB images `(B, size, size, 3)` in [0, 255] to `logits` `(B, C)` and the tap's map
+        `(B, h, w, c)`, by name.
+
+    Raises:
+        UserError: when the model is of a kind that can't be used, with what and why.
+        FlagError: when the size or the tap doesn't go with it.
+    """
+    _check_kind(model, size)
+    with graph.precision("float32"):
+        image = keras.Input((size, size, 3), name="image")
+        copy = _Copy(synchronized)
+        try:
+            output = copy.lay(model, preprocess(image, mode))
+        except (ValueError, TypeError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"T can't be laid out on images of {size} pixels. Received: {reason}") from None
+        copy.set_weights()
+        flat = keras.Model(image, _logits(keras.Model(image, output)), name=NAME)
+        if len(flat.output.shape) != 2 or (flat.output.shape[-1] or 0) < 2:
+            raise UserError(
+                f"{_HINT} with one score for each of two or more classes. Received: an output of shape "
+                f"{tuple(flat.output.shape)}"
+            )
+    return with_tap(flat, tap)
+
+
+def with_tap(teacher: keras.Model, tap: str) -> keras.Model:
+    """Returns a T of this module's form whose map is that of another layer, sharing its weights.
+
+    Raises:
+        UserError: when no layer makes a map.
+        FlagError: when the layer named doesn't.
+    """
+    logits = teacher.output["logits"] if isinstance(teacher.output, dict) else teacher.output
+    maps = {layer.name: shape for layer, shape in graph.maps_of(teacher) if layer.name not in _INPUT_LAYERS}
+    if not maps:
+        raise UserError(f"{_HINT}, with convolutions. Received: a model without any map of its image")
+    if tap == AUTO:
+        side = teacher.input.shape[1]
+        # the nearest to an eighth, and of equally near ones the deepest
+        distance = {name: abs(round(math.log2(side / shape[0])) - 3) for name, shape in maps.items()}
+        tap = min(reversed(maps), key=distance.get)
+        height, width, channels = maps[tap]
+        _log.info("T: FM's map is that of %s, %d x %d x %d (--fm_tap chooses another)", tap, height, width, channels)
+    if tap not in maps:
+        some = ", ".join(list(maps)[:: max(1, len(maps) // 6)])
+        raise FlagError(f"--fm_tap must name a layer of T that makes a map, such as {some}. Received: {tap!r}")
+    return keras.Model(teacher.input, {"logits": logits, tap: teacher.get_layer(tap).output}, name=NAME)
+
+
+def without_input(teacher: keras.Model) -> keras.Model:
+    """Returns T from what the classifier in it expects to its logits, sharing its weights."""
+    front = next((layer for layer in teacher.layers if layer.name in _INPUT_LAYERS), None)
+    return keras.Model(front.output if front else teacher.input, teacher.output["logits"])
+
+
+def preprocess(image: keras.KerasTensor, mode: str) -> keras.KerasTensor:
+    """Lays the layers that turn RGB in [0, 255] into what a classifier expects, one of `INPUTS`."""
+    if mode == "0..1":
+        return layers.Rescaling(1 / 255, name="input_rescaling")(image)
+    if mode == "-1..1":
+        return layers.Rescaling(1 / 127.5, offset=-1.0, name="input_rescaling")(image)
+    if mode == "torch":
+        scale, offset = [1 / (255 * s) for s in _STD], [-m / s for m, s in zip(_MEAN, _STD, strict=True)]
+        return layers.Rescaling(scale, offset=offset, name="input_rescaling")(image)
+    if mode == "caffe":  # a frozen 1 x 1 convolution that turns the colours round: every exporter knows it
+        turn = layers.Conv2D(3, 1, trainable=False, name="input_bgr")
+        x = turn(image)
+        turn.set_weights([np.eye(3, dtype=np.float32)[None, None, ::-1], -np.float32(_CAFFE_MEAN)])
+        return x
+    return image
+
+
+def build(
+    name: str, size: int, num_classes: int, mode: str, weights: str, tap: str, *, synchronized: bool = False
+) -> keras.Model:
+    """Builds a network of `keras.applications`, with pooling and a new classifier of its own, as T.
+
+    Args:
+        name: of the constructor, such as MobileNetV2.
+        size: side of the square input in pixels.
+        num_classes: C.
+        mode: one of `INPUTS`, or `auto` for what the network's own `preprocess_input` gives.
+        weights: none, imagenet, or the path of a file for the trunk.
+        tap, synchronized: as in `standardise`.
+
+    Raises:
+        FlagError: on an unknown name.
+        UserError: when the weights can't be had, or the input is too small.
+    """
+    constructor = getattr(keras.applications, name, None)
+    if not name[:1].isupper() or not callable(constructor):
+        known = [key for key in dir(keras.applications) if key[0].isupper()]
+        raise FlagError(f"--teacher={APPLICATIONS}NAME takes one of {', '.join(known)}. Received: {name!r}")
+    settings = {"include_top": False, "input_shape": (size, size, 3)}
+    with graph.precision("float32"):
+        try:
+            trunk = constructor(weights="imagenet" if weights == "imagenet" else None, **settings)
+        except Exception as error:  # Keras raises many kinds; the address of what it fetches is in the message
+            text = " ".join(str(error).split())
+            address = re.search(r"https?://\S*/([\w.\-]+)", text)
+            if address:
+                raise UserError(
+                    f"the weights of {name} can't be downloaded; put the file {address[1]} into ~/.keras/models/, or "
+                    f"give --teacher_weights=FILE. Received: {text[:160]}"
+                ) from None
+            raise UserError(f"{name} can't be built for --image_size={size}. Received: {text[:200]}") from None
+        if weights not in ("none", "imagenet"):
+            try:
+                trunk.load_weights(weights)
+            except Exception as error:
+                reason = " ".join(str(error).split())[:160]
+                raise UserError(
+                    f"--teacher_weights must be none, imagenet, or a weights file (.weights.h5, .h5) of {name} without "
+                    f"its top. Received: {weights} ({reason})"
+                ) from None
+        x = layers.GlobalAveragePooling2D(name="pool")(trunk.output)
+        whole = keras.Model(trunk.input, layers.Dense(num_classes, name="classifier")(x))
+    mode = _own_input(constructor) if mode == AUTO else mode
+    return standardise(whole, size, mode, tap, synchronized=synchronized)
+
+
+def _own_input(constructor: object) -> str:
+    """Returns which of `INPUTS` a network's own `preprocess_input` makes, found out on a few colours."""
+    colours = np.float32([[[[0, 128, 255], [255, 0, 60], [10, 200, 90]]]])
+    wanted = sys.modules[constructor.__module__].preprocess_input(colours.copy())
+    image = keras.Input((1, 3, 3))
+    for mode in INPUTS:
+        if np.allclose(keras.Model(image, preprocess(image, mode))(colours), wanted, atol=0.05):
+            return mode
+    raise UserError(f"--teacher_input must be given for this network, one of {', '.join(INPUTS)}. Received: auto")
+
+
+class _Copy:
+    """Copies the layers of a model, and of models inside it, under names of their own."""
+
+    def __init__(self, synchronized: bool) -> None:
+        self.synchronized = synchronized
+        self.names = {*_RESERVED, *_INPUT_LAYERS}
+        self.pairs: list[tuple[layers.Layer, layers.Layer]] = []
+
+    def lay(self, model: keras.Model, x: keras.KerasTensor) -> keras.KerasTensor:
+        if isinstance(model, keras.Sequential):
+            for layer in model.layers:
+                x = self._call(layer, x)
+            return x
+        _check_graph(model)
+        (output,) = tf.nest.flatten(graph.run_through(model, x, self._call))
+        return output
+
+    def set_weights(self) -> None:
+        for theirs, ours in self.pairs:
+            if theirs.weights:
+                ours.set_weights(theirs.get_weights())
+
+    def _call(self, operation: keras.Operation, *args, **kwargs) -> keras.KerasTensor:
+        kind = type(operation).__name__
+        if isinstance(operation, keras.Model):
+            return self.lay(operation, args[0])
+        if kind == "RandomCrop":
+            raise UserError(f"{_HINT}; cut images before T. Received: the layer {operation.name} of RandomCrop")
+        if kind in ("RandAugment", "AugMix") or (kind.startswith("Random") and isinstance(operation, layers.Layer)):
+            return args[0]  # augmentation: nothing at inference, and the student's images are augmented already
+        if isinstance(operation, layers.Lambda):
+            raise UserError(f"{_HINT}; replace the Lambda by such a layer. Received: the Lambda layer {operation.name}")
+        if getattr(operation, "weights", None) and any(operation is other for other, _ in self.pairs):
+            raise UserError(
+                f"{_HINT}, each called once. Received: {operation.name}, which shares its weights between two places"
+            )
+        kwargs.pop("training", None)  # a trunk that was called with training=False shall learn in S
+        settings = {"dtype": "float32", "name": self._name(operation.name), "trainable": True}
+        if isinstance(operation, layers.BatchNormalization):
+            settings["synchronized"] = self.synchronized
+        if isinstance(operation, layers.Normalization) and operation.input_mean is None:  # adapted: as constants
+            mean, variance = (np.ravel(v).tolist() for v in (operation.mean, operation.variance))
+            settings |= {"mean": mean, "variance": variance}
+            ours = graph.copied(operation, **settings)
+            return ours(*args, **kwargs)
+        if isinstance(operation, layers.Rescaling):  # numbers or lists, which compare and save plainly
+            settings |= {name: np.asarray(getattr(operation, name)).tolist() for name in ("scale", "offset")}
+        ours = graph.copied(operation, **settings)
+        if isinstance(operation, layers.Layer):
+            self.pairs.append((operation, ours))
+        return ours(*args, **kwargs)
+
+    def _name(self, name: str) -> str:
+        base = f"t_{name}" if name.startswith(("downscaler_", "decoder_")) else name
+        number, chosen = 1, base
+        while chosen in self.names:
+            number, chosen = number + 1, f"{base}_{number}"
+        self.names.add(chosen)
+        return chosen
+
+
+def _check_kind(model: object, size: int) -> None:
+    """Checks that a model is a classifier of one RGB image, as far as that shows without running it."""
+    if not isinstance(model, keras.Sequential) and not isinstance(model, keras.Function):
+        raise UserError(f"{_HINT}. Received: {type(model).__name__}, a subclassed model, whose graph isn't known")
+    if isinstance(model, keras.Sequential) and not model.built:
+        raise UserError(f"{_HINT}, saved after it was built. Received: a Sequential that knows no input shape")
+    _check_graph(model)
+    shape = tuple(model.inputs[0].shape)
+    if len(shape) != 4 or shape[-1] != 3:
+        raise UserError(f"{_HINT} of RGB, (height, width, 3). Received: an input of shape {shape[1:]}")
+    if any(side not in (None, size) for side in shape[1:3]):
+        raise FlagError(
+            f"--image_size must be the size of T's input, {shape[1]} x {shape[2]} (square ones only). Received: {size}"
+        )
+
+
+def _check_graph(model: keras.Model) -> None:
+    """Checks that a model is a graph with one input and one output."""
+    if not isinstance(model, (keras.Sequential, keras.Function)):
+        raise UserError(f"{_HINT}. Received: {type(model).__name__} inside it, a subclassed model")
+    for what, tensors in (("inputs", model.inputs), ("outputs", model.outputs)):
+        if len(tensors) != 1:
+            names = [tensor.name for tensor in tensors]
+            raise UserError(f"{_HINT} with one input and one output. Received: {len(names)} {what}: {', '.join(names)}")
+
+
+def _logits(flat: keras.Model) -> keras.KerasTensor:
+    """Returns a classifier's output before its softmax, or the logarithm of what turns out to be probabilities."""
+    output = flat.output
+    if not isinstance(output, keras.KerasTensor):
+        (output,) = flat.outputs
+    last = graph.producer(flat, output)
+    activation = getattr(last, "activation", None)
+    if type(last).__name__ == "Softmax" or (isinstance(last, layers.Activation) and _is_softmax(activation)):
+        _log.info("T: the softmax at its end is taken off")
+        return last.input if isinstance(last.input, keras.KerasTensor) else last.input[0]
+    if isinstance(last, (layers.Dense, layers.Conv2D)) and _is_softmax(activation):
+        _log.info("T: the softmax at its end is taken off")
+        last.activation = keras.activations.linear  # of our copy
+        return output
+    if type(last).__name__ == "Sigmoid" or activation is keras.activations.sigmoid:
+        raise UserError(f"{_HINT} of classes that exclude each other. Received: an output behind a sigmoid")
+    noise = np.random.default_rng(0).uniform(0, 255, (4, *flat.input.shape[1:])).astype(np.float32)
+    scores = np.asarray(flat(noise, training=False))
+    if scores.ndim == 2 and scores.min() >= 0 and np.allclose(scores.sum(-1), 1, atol=1e-3) and scores.shape[-1] > 1:
+        _log.info("T: its output is probabilities; their logarithm takes the place of logits")
+        return ops.log(ops.maximum(output, 1e-7))
+    return output
+
+
+def _is_softmax(activation: object) -> bool:
+    return activation is keras.activations.softmax

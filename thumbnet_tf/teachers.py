@@ -1,0 +1,221 @@
+"""A teacher T that a run is given: taken from a run or a file, and checked against the data before all else."""
+
+import hashlib
+import logging
+import pathlib
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+
+from thumbnet_tf import backbones, foreign, thumbnet
+from thumbnet_tf.config import APPLICATIONS, AUTO, Config, FlagError, UserError
+from thumbnet_tf.data import pipeline, sources
+from thumbnet_tf.runs import RunDir, load_keras
+from thumbnet_tf.stages import ORIGINAL
+
+_IMAGES = 512  # of validation that a T of the user's own is tried on
+_DEFAULT_INPUT = "0..255"
+
+_log = logging.getLogger(__name__)
+
+
+def given(cfg: Config) -> keras.Model:
+    """Loads the T that the configuration names, in the form that T has here.
+
+    Raises:
+        UserError: when it can't be loaded or used, or isn't of this run's backbone.
+    """
+    path = file_of(cfg)
+    if cfg.teacher.endswith(".keras"):
+        model = _load(path)
+    else:
+        if pathlib.Path(cfg.teacher).is_dir():
+            RunDir.existing(cfg.teacher)
+        model = load_keras(path)
+    outputs = model.output if isinstance(model, keras.Function) else None
+    names = set(outputs) if isinstance(outputs, dict) else set()
+    if model.name == foreign.NAME and "logits" in names:  # another run took it
+        if model.input.shape[1] != cfg.image_size:
+            raise UserError(
+                f"--teacher must have this run's --image_size={cfg.image_size}. Received: {path}, with "
+                f"{model.input.shape[1]}"
+            )
+        _check_precision(cfg)
+        return model if cfg.fm_tap == AUTO else foreign.with_tap(model, cfg.fm_tap)
+    if {"logits", "stage1"} <= names:
+        return _ours(model, cfg, path)
+    _check_precision(cfg)
+    mode = _DEFAULT_INPUT if cfg.teacher_input == AUTO else cfg.teacher_input
+    return foreign.standardise(model, cfg.image_size, mode, cfg.fm_tap)
+
+
+def file_of(cfg: Config) -> pathlib.Path:
+    """Returns the file that T, or what it starts from, is read from; for imagenet or none, a path that isn't there."""
+    if cfg.teacher.startswith(APPLICATIONS):
+        return pathlib.Path(cfg.teacher_weights)
+    path = pathlib.Path(cfg.teacher)
+    return path if cfg.teacher.endswith(".keras") else path / ORIGINAL / "teacher.keras"
+
+
+def facts(cfg: Config, run: RunDir) -> dict[str, str]:
+    """Returns what identifies the file that T is read from, for the run's `data.json`.
+
+    Raises:
+        UserError: when the file isn't the one that the run started with.
+    """
+    path = file_of(cfg)
+    if cfg.teacher == "train" or not path.is_file():
+        return {}  # T is in the run, or its absence was told
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if (run.path / "data.json").exists():
+        before = run.data_facts().get("teacher_file", digest)
+        if before != digest:
+            raise UserError(
+                f"the teacher's file changed since this run started (sha256 was {before[:12]}, now {digest[:12]}); "
+                f"restore it, or start a new --run_dir. Received: {path}"
+            )
+    return {"teacher_file": digest}
+
+
+def check_classes(teacher: keras.Model, cfg: Config, dataset: sources.Dataset) -> None:
+    """Checks that T knows the dataset's classes in their order, and sees its images in the values that it expects.
+
+    A T of the user's own answers validation images for that.
+
+    Raises:
+        UserError: when it doesn't, with the likely cause.
+    """
+    names = dataset.class_names
+    if not cfg.teacher.endswith(".keras"):
+        classes = RunDir.existing(cfg.teacher).data_facts()["classes"]
+        if classes != list(names):
+            raise UserError(
+                f"--teacher must know this dataset's classes in this order: {', '.join(names[:5])}, ... "
+                f"Received: {cfg.teacher}, which knows {', '.join(classes[:5])}, ..."
+            )
+    count = teacher.output["logits"].shape[-1]
+    if count != len(names):
+        raise UserError(
+            f"--teacher must give a score for each of the {len(names)} classes of {cfg.dataset}. Received: "
+            f"{cfg.teacher}, which gives {count}"
+        )
+    if teacher.name == foreign.NAME and cfg.teacher.endswith(".keras"):
+        split = dataset.splits["validation"]
+        ids = np.unique(np.linspace(0, split.num_examples - 1, min(_IMAGES, split.num_examples)).astype(np.int64))
+        images = pipeline.eval_images(split, cfg, ids.tolist())
+        used = _DEFAULT_INPUT if cfg.teacher_input == AUTO else cfg.teacher_input
+        judge(_answers(teacher, images, used), np.asarray(split.labels)[ids], names, used)
+
+
+def judge(answers: Mapping[str, np.ndarray], labels: np.ndarray, names: tuple[str, ...], used: str) -> None:
+    """Judges by a teacher's answers whether it is fed as it expects.
+
+    Args:
+        answers: predicted classes `(n,)` by what the input is turned into, one of `foreign.INPUTS`.
+        labels: the true ones `(n,)`.
+        names: of the classes.
+        used: the key of `answers` that is going to be used.
+
+    Raises:
+        UserError: when another input does clearly better, when another order of the classes does, or when the answers
+            are hardly better than always the same.
+    """
+    count = len(labels)
+    margin = max(0.05, 3 * (0.5 / count) ** 0.5)  # three standard errors of a difference, at most
+    right = {mode: float(np.mean(found == labels)) for mode, found in answers.items()}
+    orders = {mode: _order(found, labels, len(names)) for mode, found in answers.items()}
+    reordered = {mode: float(np.mean(orders[mode][found] == labels)) for mode, found in answers.items()}
+    best = max(right, key=right.get)
+    said = f"{100 * right[used]:.1f} % of {count} validation images right with --teacher_input={used}"
+    likeliest = max(reordered, key=reordered.get)
+    if right[best] - right[used] > margin and right[best] >= reordered[likeliest] - margin:
+        raise UserError(
+            f"--teacher_input={best} seems to be what T expects: with it T answers {100 * right[best]:.1f} % right. "
+            f"Received: a T that answers {said}"
+        )
+    if reordered[likeliest] - right[used] > margin and reordered[likeliest] > 0.5 and count >= 3 * len(names):
+        order = ", ".join(names[index] for index in orders[likeliest][:8]) + (", ..." if len(names) > 8 else "")
+        besides = "" if likeliest == used else f" and --teacher_input={likeliest}"
+        raise UserError(
+            f"T's classes seem to be in another order than the dataset's: as {order}{besides} it answers "
+            f"{100 * reordered[likeliest]:.1f} % right; reorder T's outputs as {', '.join(names[:8])}. "
+            f"Received: a T that answers {said}"
+        )
+    share = np.bincount(labels, minlength=len(names)).max() / count
+    if right[used] <= share + 2 * (share * (1 - share) / count) ** 0.5:
+        raise UserError(
+            "T must know the dataset's classes; it answers no better than always the same class, with any "
+            f"--teacher_input and in any order of the classes. Received: a T that answers {said}"
+        )
+    _log.info("T answers %s", said)
+
+
+def _order(found: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Returns the class that each of T's outputs seems to stand for, `(count,)`: largest overlap first."""
+    overlap = np.zeros((count, count))
+    np.add.at(overlap, (found, labels), 1)
+    order = np.full(count, -1)
+    for _ in range(count):
+        output, label = np.unravel_index(overlap.argmax(), overlap.shape)
+        order[output] = label
+        overlap[output], overlap[:, label] = -1, -1
+    return order
+
+
+def _answers(teacher: keras.Model, images: np.ndarray, used: str) -> dict[str, np.ndarray]:
+    """Returns T's answers to images with each known input in front of it, instead of the one in use."""
+    found = {}
+    bare = foreign.without_input(teacher)
+    for mode in foreign.INPUTS:
+        image = keras.Input(teacher.input.shape[1:])
+        model = keras.Model(image, bare(foreign.preprocess(image, mode)))
+        found[mode] = np.concatenate(
+            [
+                np.asarray(model(images[i : i + 64].astype(np.float32), training=False)).argmax(-1)
+                for i in range(0, len(images), 64)
+            ]
+        )
+    if used not in found:
+        raise ValueError(f"used must be one of {foreign.INPUTS}. Received: {used!r}")
+    return found
+
+
+def _ours(model: keras.Model, cfg: Config, path: pathlib.Path) -> keras.Model:
+    """Returns one of our backbones, with the weights of a model that a run has trained."""
+    classes = model.output["logits"].shape[-1]
+    teacher = backbones.build(cfg.backbone, cfg.image_size, classes, cfg.width)
+    if model.input_shape != teacher.input_shape or thumbnet.copy_weights(model, teacher):
+        raise UserError(
+            f"--teacher must have this run's --backbone={cfg.backbone} --width={cfg.width:g} and "
+            f"--image_size={cfg.image_size}. Received: {path}, which differs"
+        )
+    return teacher
+
+
+def _check_precision(cfg: Config) -> None:
+    if cfg.mixed_precision != "float32":
+        raise FlagError(
+            f"--mixed_precision must be float32 with a teacher of your own. Received: {cfg.mixed_precision}"
+        )
+
+
+def _load(path: pathlib.Path) -> keras.Model:
+    """Loads a `.keras` file of the user's (safe mode on).
+
+    Raises:
+        UserError: when it isn't there, is broken, or holds code or classes of its own.
+    """
+    if not path.is_file():
+        raise UserError(f"--teacher must be a .keras file that is there. Received: {path}, which doesn't exist")
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises many kinds
+        text = " ".join(str(error).split())
+        if "Lambda" in text or "lambda" in text:
+            reason = "it holds a Lambda, which is code that isn't run; build T from Keras' own layers"
+        elif "Could not locate" in text or "custom" in text:
+            reason = f"it holds a class that isn't Keras' own; build T from Keras' own layers ({text[:140]})"
+        else:
+            reason = f"it is no readable Keras model ({text[:140]})"
+        raise UserError(f"--teacher can't be loaded: {reason}. Received: {path}") from None
