@@ -4,9 +4,12 @@ import pathlib
 import re
 import shlex
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags as absl_flags
 
+import thumbnet_tf
 from experiments import choices, deployment, summary, tflite_latency, views
 from thumbnet_tf import (
     benchmark,
@@ -123,12 +126,21 @@ def test_choices_name_the_difference():
     assert choices.difference(Config(), Config(w_mm=0.5, teacher="x", run_dir="y")) == "--w_mm=0.5"
 
 
-def test_python_of_the_readme_runs(tiny_run, photos):
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
-    names = {"images": photos(3, 32)}
-    exec(code.replace("runs/quickstart", str(tiny_run.path)), names)
-    assert names["outputs"]["logits"].shape == (3, 3)
-    assert names["outputs"]["thumbnail"].shape == (3, 16, 16, 3)
+def test_python_of_the_readme_runs(tiny_run, tiny_resnet, photos):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    call = re.search(r"thumbnet_tf\.Config\(.*\)", code)[0]
+    assert eval(call, {"thumbnet_tf": thumbnet_tf}).run_dir == "runs/photos"
+    images, labels = photos(4, 48), np.array([0, 1, 2, 0])
+    batches = tf.data.Dataset.from_tensor_slices((photos(4, 32), labels)).batch(2)
+    names = {"images": images, "batches": batches, "finished": tiny_run.config()}
+    done = {path: path.stat().st_mtime_ns for path in tiny_run.path.rglob("done.json")}
+    exec(code.replace(call, "finished").replace("runs/photos", str(tiny_run.path)), names)
+    assert {path: path.stat().st_mtime_ns for path in done} == done  # a finished run trains nothing more
+    assert names["thumbnails"].shape == (4, 16, 16, 3) and names["thumbnails"].dtype == np.uint8
+    assert [answer.label for answer in names["answers"]] == [answer.top[0][0] for answer in names["answers"]]
+    assert names["classifier"](photos(2, 32).astype("float32")).shape == (2, 2)
+    history = names["history"].history
+    assert np.isfinite(history["loss"]).all() and {"cl", "kd", "fm", "mm", "accuracy", "agreement"} <= set(history)
 
 
 def test_links_lead_somewhere():

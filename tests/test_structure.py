@@ -51,6 +51,7 @@ LAYERS = (
     {"qat"},
     {"variants"},
     {
+        "api",
         "evaluate",
         "gallery",
         "train",
