@@ -174,15 +174,13 @@ def load(path: str | os.PathLike, method: str = "") -> Loaded:
     folder = pathlib.Path(path)
     if (folder / "config.json").is_file():
         return _load_run(RunDir(folder), method)
-    if not (folder / publish.MANIFEST).is_file() and (versions := publish.versions(folder)):
-        folder = folder / str(versions[-1])
-    if not (folder / publish.MANIFEST).is_file():
+    if not (folder / publish.MANIFEST).is_file() and not publish.versions(folder):
         raise UserError(
             f"load takes a run directory or an export's folder, such as saved_models/thumbnet/1. Received: {path}"
         )
     if method:
         raise UserError(f"an export holds one method; give method with a run directory only. Received: {method!r}")
-    return _load_export(folder)
+    return _load_export(publish.version_folder(folder))
 
 
 def _load_run(run: RunDir, method: str) -> Loaded:
