@@ -103,8 +103,7 @@ async function classify(source) {
       },
     };
     if (number !== latest) return;
-    show(result);
-    showStatus('Done.', 'done');
+    showStatus(`Done: ${show(result)}.`, 'done');
   } catch (error) {
     if (number === latest) showError(error);
   }

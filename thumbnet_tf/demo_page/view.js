@@ -22,7 +22,7 @@ export function showError(error) {
   $('result').hidden = true;
 }
 
-/** Shows the result of a photo, as `app.js` makes it. */
+/** Shows the result of a photo, as `app.js` makes it, and returns the label from the thumbnail. */
 export function show({labels, photo, images, student, teacher, runs, times, bytes}) {
   draw($('crop'), images.full);
   draw($('enlarged'), images.thumbnail);
@@ -31,7 +31,7 @@ export function show({labels, photo, images, student, teacher, runs, times, byte
   say('full', square(images.full));
   say('thumbnail', square(images.thumbnail));
   say('runs', runs);
-  answer('student', labels, student);
+  const label = answer('student', labels, student);
   $('teacher').hidden = !teacher;
   if (teacher) answer('teacher', labels, teacher);
 
@@ -50,6 +50,7 @@ export function show({labels, photo, images, student, teacher, runs, times, byte
     ['Thumbnail as JPEG 85', fewer(bytes.jpeg), integer.format(bytes.jpeg), true],
   ]);
   $('result').hidden = false;
+  return label;
 }
 
 function draw(canvas, image) {
@@ -62,7 +63,7 @@ function say(name, text) {
   for (const element of document.querySelectorAll(`[data-of="${name}"]`)) element.textContent = text;
 }
 
-/** Shows the best labels with their scores; `data-score` holds each score in full. */
+/** Shows the best labels with their scores, in full in `data-score`, and returns the best. */
 function answer(name, labels, scores) {
   const best = Array.from(scores.keys()).sort((a, b) => scores[b] - scores[a]).slice(0, BEST);
   $(`${name}-label`).textContent = labels[best[0]];
@@ -77,6 +78,7 @@ function answer(name, labels, scores) {
       return item;
     }),
   );
+  return labels[best[0]];
 }
 
 /** Fills a table's body with rows of a name, a remark, a value, and whether it stands out. */
