@@ -8,6 +8,7 @@ import pathlib
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from typing import Any
@@ -31,6 +32,13 @@ def find() -> str | None:
     return next((path for path in map(shutil.which, NAMES) if path), None)
 
 
+# the browser reads commands from descriptor 3 and writes answers to 4
+_START = (
+    "import fcntl, os, sys; read, write = (fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3]); "
+    "os.dup2(read, 3); os.dup2(write, 4); os.closerange(5, 1024); os.execv(sys.argv[3], sys.argv[3:])"
+)
+
+
 class Browser:
     """One page in a browser of its own, with an empty profile; a context manager."""
 
@@ -46,8 +54,7 @@ class Browser:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         reads, self._write = os.pipe()
         self._read, writes = os.pipe()
-        # the browser reads commands from descriptor 3 and writes answers to 4
-        command = ["sh", "-c", f'exec "$@" 3<&{reads} 4>&{writes}', "sh", find(), *FLAGS]
+        command = [sys.executable, "-c", _START, str(reads), str(writes), find(), *FLAGS]
         command += [f"--user-data-dir={self._profile.name}", "about:blank"]
         self._process = subprocess.Popen(command, pass_fds=(reads, writes), stderr=subprocess.DEVNULL)
         os.close(reads)

@@ -16,6 +16,7 @@ from thumbnet_tf import (
     benchmark_report,
     benchmark_training,
     client,
+    demo,
     evaluate,
     export,
     flags,
@@ -35,6 +36,7 @@ OPTIONS = {
     "plots": plots.Options,
     "export": export.Options,
     "client": client.Options,
+    "demo": demo.Options,
     "wire": wire.Options,
     "benchmark": benchmark.Options,
 }
@@ -59,7 +61,11 @@ def test_every_command_parses(monkeypatch):
         options = flags.parsed(OPTIONS[name], rest[1:], positional, flag_values=values)
         assert getattr(options, "run_dir", True) or name in ("train", "benchmark")
         seen.add(name)
-    assert {"train", "predict", "plots", "export", "client"} <= seen
+    assert {"train", "predict", "plots", "export", "client", "demo"} <= seen
+
+
+def test_the_runtime_of_the_demo_is_installed_as_it_asks_for():
+    assert f"npm install --prefix {demo.LITERT_DIR} @litertjs/core@{demo.LITERT_VERSION}" in README
 
 
 @pytest.mark.parametrize("name", ["quickstart", "flowers_quick"])
