@@ -102,8 +102,8 @@ def _litert(folder: pathlib.Path) -> dict[str, Resource]:
 def main(options: Options) -> None:
     """Serves until it is interrupted."""
     with Server(options.host, options.port, resources(options)) as server:
-        print(f"open {server.url} in a browser; Ctrl-C ends", flush=True)
         try:
+            print(f"open {server.url} in a browser; Ctrl-C ends", flush=True)
             server.serve_forever()
         except KeyboardInterrupt:
             print("ended")

@@ -1,6 +1,7 @@
 """A server of a fixed list of files to a browser on this machine; whatever is not on the list doesn't exist to it."""
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import http.server
@@ -20,6 +21,7 @@ _TYPES = {
     ".svg": "image/svg+xml",
     ".wasm": "application/wasm",
 }
+_BYTES = "application/octet-stream"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +96,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def _answer(self, with_body: bool) -> None:
-        resource = self.server.resources.get(urllib.parse.urlsplit(self.path).path)
-        body = None
+        resource = body = None
+        with contextlib.suppress(ValueError):  # such as http://[
+            resource = self.server.resources.get(urllib.parse.urlsplit(self.path).path)
         if resource is not None:
-            try:
+            with contextlib.suppress(OSError):  # deleted since the start
                 body = resource.content if isinstance(resource.content, bytes) else resource.content.read_bytes()
-            except OSError:  # deleted since the start
-                body = None
         self.send_response(404 if body is None else 200)
         self.send_header("Content-Type", "text/plain" if body is None else _TYPES.get(resource.suffix, _BYTES))
         body = b"not found\n" if body is None else body
@@ -113,9 +114,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Keeps the terminal quiet."""
-
-
-_BYTES = "application/octet-stream"
 
 
 def _headers(page: Resource) -> dict[str, str]:
