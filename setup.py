@@ -7,6 +7,7 @@ setup(
     version="0.1.0",
     description="ThumbNet for Keras 3 and TensorFlow: a classifier that infers on one thumbnail",
     packages=find_packages(include=["thumbnet_tf", "thumbnet_tf.*"]),
+    package_data={"thumbnet_tf": ["demo_page/*"]},
     python_requires=">=3.11,<3.13",
     install_requires=[
         "absl-py>=1.4,<2",  # tensorflow-model-optimization pins it

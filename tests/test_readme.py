@@ -4,15 +4,19 @@ import pathlib
 import re
 import shlex
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags as absl_flags
 
+import thumbnet_tf
 from experiments import choices, deployment, summary, tflite_latency, views
 from thumbnet_tf import (
     benchmark,
     benchmark_report,
     benchmark_training,
     client,
+    demo,
     evaluate,
     export,
     flags,
@@ -34,6 +38,7 @@ OPTIONS = {
     "report": report.Options,
     "export": export.Options,
     "client": client.Options,
+    "demo": demo.Options,
     "wire": wire.Options,
     "benchmark": benchmark.Options,
 }
@@ -58,7 +63,11 @@ def test_every_command_parses(monkeypatch):
         options = flags.parsed(OPTIONS[name], rest[1:], positional, flag_values=values)
         assert getattr(options, "run_dir", True) or name in ("train", "benchmark")
         seen.add(name)
-    assert {"train", "predict", "plots", "report", "export", "client"} <= seen
+    assert {"train", "predict", "plots", "report", "export", "client", "demo"} <= seen
+
+
+def test_the_runtime_of_the_demo_is_installed_as_it_asks_for():
+    assert f"npm install --prefix {demo.LITERT_DIR} @litertjs/core@{demo.LITERT_VERSION}" in README
 
 
 @pytest.mark.parametrize("name", ["quickstart", "flowers_quick"])
@@ -125,12 +134,21 @@ def test_choices_name_the_difference():
     assert choices.difference(Config(), Config(w_mm=0.5, teacher="x", run_dir="y")) == "--w_mm=0.5"
 
 
-def test_python_of_the_readme_runs(tiny_run, photos):
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
-    names = {"images": photos(3, 32)}
-    exec(code.replace("runs/quickstart", str(tiny_run.path)), names)
-    assert names["outputs"]["logits"].shape == (3, 3)
-    assert names["outputs"]["thumbnail"].shape == (3, 16, 16, 3)
+def test_python_of_the_readme_runs(tiny_run, tiny_resnet, photos):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    call = re.search(r"thumbnet_tf\.Config\(.*\)", code)[0]
+    assert eval(call, {"thumbnet_tf": thumbnet_tf}).run_dir == "runs/photos"
+    images, labels = photos(4, 48), np.array([0, 1, 2, 0])
+    batches = tf.data.Dataset.from_tensor_slices((photos(4, 32), labels)).batch(2)
+    names = {"images": images, "batches": batches, "finished": tiny_run.config()}
+    done = {path: path.stat().st_mtime_ns for path in tiny_run.path.rglob("done.json")}
+    exec(code.replace(call, "finished").replace("runs/photos", str(tiny_run.path)), names)
+    assert {path: path.stat().st_mtime_ns for path in done} == done  # a finished run trains nothing more
+    assert names["thumbnails"].shape == (4, 16, 16, 3) and names["thumbnails"].dtype == np.uint8
+    assert [answer.label for answer in names["answers"]] == [answer.top[0][0] for answer in names["answers"]]
+    assert names["classifier"](photos(2, 32).astype("float32")).shape == (2, 2)
+    history = names["history"].history
+    assert np.isfinite(history["loss"]).all() and {"cl", "kd", "fm", "mm", "accuracy", "agreement"} <= set(history)
 
 
 def test_links_lead_somewhere():

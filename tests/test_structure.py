@@ -21,6 +21,7 @@ LAYERS = (
         "costs",
         "flags",
         "jpeg",
+        "demo_server",
         "parity_worker",
         "client_transport",
         "optimizers",
@@ -55,6 +56,7 @@ LAYERS = (
     {"qat"},
     {"variants"},
     {
+        "api",
         "evaluate",
         "gallery",
         "train",
@@ -63,6 +65,7 @@ LAYERS = (
         "export",
         "wire",
         "client",
+        "demo",
         "benchmark",
         "benchmark_inference",
         "benchmark_training",

@@ -1,1 +1,32 @@
-"""ThumbNet for Keras 3 and TensorFlow: classifiers that infer on one thumbnail."""
+"""ThumbNet for Keras 3 and TensorFlow: classifiers that infer on one thumbnail.
+
+`Config`, `train`, `load`, `Trainer`, `build_trainer` and `UserError` are the Python API; TensorFlow is imported when
+one that needs it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from thumbnet_tf import train
+    from thumbnet_tf.api import load
+    from thumbnet_tf.config import Config, UserError
+    from thumbnet_tf.train import build_trainer
+    from thumbnet_tf.trainer import Trainer
+
+__all__ = ["Config", "Trainer", "UserError", "build_trainer", "load", "train"]
+
+_HOMES = {"Config": "config", "UserError": "config", "Trainer": "trainer", "build_trainer": "train", "load": "api"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for (PEP 562)."""
+    if name == "train":  # the module, which can be called: so it is the same whoever imports it first
+        return importlib.import_module("thumbnet_tf.train")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"thumbnet_tf.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

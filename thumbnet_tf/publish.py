@@ -86,6 +86,19 @@ def versions(folder: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
+def version_folder(path: pathlib.Path) -> pathlib.Path:
+    """Returns the folder of an export's version: the path itself, or the latest version in it.
+
+    Raises:
+        UserError: when the path is neither.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    if numbers := versions(path):
+        return path / str(numbers[-1])
+    raise UserError(f"an export's folder, such as saved_models/thumbnet/1, is expected. Received: {path}")
+
+
 def write_labels(folder: pathlib.Path, classes: Sequence[str]) -> None:
     """Writes the classes in the order of their labels, one a line."""
     write_atomically(folder / LABELS, "".join(f"{name}\n" for name in classes))

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import signal
 import sys
+import types
 from collections.abc import Collection, Sequence
 
 import keras
@@ -33,6 +34,19 @@ from thumbnet_tf.stages import METHODS, ORIGINAL
 from thumbnet_tf.trainer import Trainer
 
 _log = logging.getLogger(__name__)
+
+
+class _CallableModule(types.ModuleType):
+    """Makes `thumbnet_tf.train(config)` a call of `train`.
+
+    The package's attribute `train` becomes this module as soon as anything imports it, so the module itself is called.
+    """
+
+    def __call__(self, cfg: Config) -> RunDir:
+        return train(cfg)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 
 def train(cfg: Config) -> RunDir:
