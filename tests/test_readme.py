@@ -10,7 +10,7 @@ import tensorflow as tf
 from absl import flags as absl_flags
 
 import thumbnet_tf
-from experiments import choices, deployment, summary, tflite_latency, views
+from experiments import choices, deployment, run, summary, tables, tflite_latency, views
 from thumbnet_tf import (
     benchmark,
     benchmark_report,
@@ -105,6 +105,15 @@ def test_tables_of_speed_and_views_are_those_of_their_result_files(name, markdow
     page = (ROOT / "experiments" / "README.md").read_text()
     rows = read_rows(summary.RESULTS / f"{name}.csv")
     assert summary.block(name).search(page)[2] == markdown(rows) + "\n"
+
+
+def test_tables_of_rows_are_those_of_their_result_files():
+    page = (ROOT / "experiments" / "README.md").read_text()
+    measured = [name for name in {run.set_of(row) for row in run.names()} if (summary.RESULTS / f"{name}.csv").exists()]
+    assert "hard_24" in measured
+    for name in measured:
+        rows = read_rows(summary.RESULTS / f"{name}.csv")
+        assert summary.block(name).search(page)[2] == tables.markdown(name, rows) + "\n"
 
 
 def test_views_compute_mean_and_spread_by_their_number():
