@@ -10,7 +10,7 @@ import pytest
 from keras import layers
 from teacher_helpers import CLASSES, SIZE, teacher, tinted, trunk  # noqa: F401 - a fixture
 
-from thumbnet_tf import compare, costs, foreign, teachers, tflite, thumbnet, variants
+from thumbnet_tf import costs, foreign, teachers, tflite, thumbnet, variants
 from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.export import Options, export
 from thumbnet_tf.folding import fold
@@ -255,18 +255,6 @@ def test_judge_names_what_is_wrong():
         teachers.judge(rotated, labels, names, "0..255")
     with pytest.raises(UserError, match="no better than always the same class"):
         teachers.judge({"0..255": rng.integers(0, 4, 200), **others}, labels, names, "0..255")
-
-
-def test_paired_drop_and_recommendation():
-    teacher_right = np.r_[np.ones(900, bool), np.zeros(100, bool)]
-    student = teacher_right.copy()
-    student[:30] = False
-    student[900:910] = True
-    drop, error = compare.paired_drop(teacher_right, student)
-    assert drop == pytest.approx(20 / 1002)
-    assert error == pytest.approx(np.sqrt(41 - 400 / 1002) / 1002)
-    drop, error = compare.paired_drop(teacher_right, teacher_right)
-    assert (drop, error > 0) == (0, True)
 
 
 def test_ratios_share_one_teacher_and_recommend(own):

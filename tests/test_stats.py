@@ -46,6 +46,13 @@ def test_interval_of_a_paired_difference():
     assert low == -high < 0  # equal answers to ten images prove no equality
 
 
+def test_estimate_of_a_paired_difference():
+    # 30 lost, 10 gained of 1000: (10.5 - 30.5) / 1002, and sqrt(41 - 20^2 / 1002) / 1002
+    centre, error = Paired(870, 30, 10, 90).estimate()
+    assert centre == pytest.approx(-20 / 1002)
+    assert error == pytest.approx(math.sqrt(41 - 400 / 1002) / 1002)
+
+
 def test_exact_mcnemar():
     # of 4 that differ, at most 1: (1 + 4) / 16, twice
     assert Paired(5, 3, 1, 1).p_value() == pytest.approx(10 / 16)

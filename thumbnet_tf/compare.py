@@ -10,9 +10,9 @@ import numpy as np
 from thumbnet_tf.config import AUTO, Config
 from thumbnet_tf.runs import RunDir, read_rows, write_rows
 from thumbnet_tf.stages import ORIGINAL
+from thumbnet_tf.stats import Paired
 
 COLUMNS = ("ratio", "method", "macs", "examples", "top1", "teacher_top1", "drop", "drop_low", "drop_high", "confidence")
-_Z = 1.959964  # of a two-sided interval of 95 %
 
 
 def configs(cfg: Config) -> list[Config]:
@@ -50,7 +50,9 @@ def compare(root: str, runs: Sequence[RunDir], labels: np.ndarray) -> list[dict]
         teacher = _right(run, ORIGINAL, labels)
         for method in [name for name in run.finished_methods() if name != ORIGINAL]:
             student = _right(run, method, labels)
-            drop, error = paired_drop(teacher, student)
+            pairs = Paired.of(student, teacher)
+            drop, error = pairs.estimate()
+            low, high = pairs.interval()
             rows.append(
                 {
                     "ratio": run.config().ratio,
@@ -60,33 +62,14 @@ def compare(root: str, runs: Sequence[RunDir], labels: np.ndarray) -> list[dict]
                     "top1": f"{student.mean():.6f}",
                     "teacher_top1": f"{teacher.mean():.6f}",
                     "drop": f"{teacher.mean() - student.mean():.6f}",
-                    "drop_low": f"{drop - _Z * error:.6f}",
-                    "drop_high": f"{drop + _Z * error:.6f}",
+                    "drop_low": f"{low:.6f}",
+                    "drop_high": f"{high:.6f}",
                     "confidence": f"{_normal((max_drop - drop) / error):.4f}",
                 }
             )
     rows.sort(key=lambda row: row["macs"])
     write_rows(pathlib.Path(root) / "ratios.csv", COLUMNS, rows)
     return rows
-
-
-def paired_drop(teacher: np.ndarray, student: np.ndarray) -> tuple[float, float]:
-    """Estimates the difference of two accuracies on the same images.
-
-    The adjusted Wald interval of Agresti & Min (2005): half an image is added to each cell of the table of who is
-    right, so that the interval isn't empty where both agree on all images.
-
-    Args:
-        teacher: whether T is right, bool `(n,)`.
-        student: whether S is, bool `(n,)`.
-
-    Returns:
-        The estimated loss of accuracy and its standard error, as shares.
-    """
-    lost = float(np.sum(teacher & ~student)) + 0.5
-    won = float(np.sum(~teacher & student)) + 0.5
-    count = len(teacher) + 2
-    return (lost - won) / count, math.sqrt(lost + won - (lost - won) ** 2 / count) / count
 
 
 def recommendation(rows: Sequence[dict], max_drop: float) -> str:

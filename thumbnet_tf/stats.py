@@ -69,12 +69,18 @@ class Paired:
         """Accuracy of the second minus that of the first, in [-1, 1]."""
         return (self.second - self.first) / self.total
 
-    def interval(self, z: float = Z95) -> tuple[float, float]:
-        """Returns Agresti and Min's interval of the difference: Wald's with half an example more in each count."""
+    def estimate(self) -> tuple[float, float]:
+        """Returns Agresti and Min's (2005) estimate of the difference and its standard error, in [-1, 1].
+
+        Half an example more in each count, so that the error isn't 0 where both agree on all examples.
+        """
         gained, lost, total = self.second + 0.5, self.first + 0.5, self.total + 2
-        centre = (gained - lost) / total
-        half = z * math.sqrt(gained + lost - (gained - lost) ** 2 / total) / total
-        return max(-1.0, centre - half), min(1.0, centre + half)
+        return (gained - lost) / total, math.sqrt(gained + lost - (gained - lost) ** 2 / total) / total
+
+    def interval(self, z: float = Z95) -> tuple[float, float]:
+        """Returns the interval of the difference that follows from `estimate`; by default of 95 %."""
+        centre, error = self.estimate()
+        return max(-1.0, centre - z * error), min(1.0, centre + z * error)
 
     def p_value(self) -> float:
         """Returns the two-sided p-value of the exact McNemar test, in [0, 1]; 1 where no answers differ in rightness.
