@@ -71,7 +71,8 @@ def server(version, litert) -> Iterator[Server]:
 def ask(server: Server, path: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
     """Returns status, headers and body; the path is sent as it is."""
     connection = http.client.HTTPConnection(*server.server_address[:2], timeout=10)
-    connection.putrequest(method, path)
+    connection.putrequest(method, path, skip_host=True)  # else http.client reads the path itself
+    connection.putheader("Host", "localhost")
     connection.endheaders()
     answer = connection.getresponse()
     result = answer.status, dict(answer.getheaders()), answer.read()
