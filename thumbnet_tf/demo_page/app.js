@@ -1,6 +1,7 @@
 // The page: takes a photo from a file, the clipboard or the camera, and shows what the networks make of it.
 
 import {Model, startRuntime} from './models.js';
+import {withoutExif} from './orientation.js';
 import {evalCrop} from './preprocess.js';
 import {show, showError, showStatus} from './view.js';
 
@@ -40,8 +41,9 @@ async function timed(run) {
 
 /** Returns the pixels of a photo as they are in the file: not turned by EXIF, colours not converted. */
 async function pixelsOf(source) {
+  const stored = source instanceof Blob ? new Blob([withoutExif(new Uint8Array(await source.arrayBuffer()))]) : source;
   const options = {imageOrientation: 'none', colorSpaceConversion: 'none', premultiplyAlpha: 'none'};
-  const bitmap = await createImageBitmap(source, options);
+  const bitmap = await createImageBitmap(stored, options);
   try {
     if (bitmap.width * bitmap.height > MAX_PIXELS) {
       throw new Error(`The photo is too large. Received: ${bitmap.width} × ${bitmap.height} pixels.`);
