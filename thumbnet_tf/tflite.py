@@ -182,8 +182,9 @@ def _rewritten(model: keras.Model, integer: bool) -> keras.Model:
                 )
             return ToByte(name=layer.name)(x)
         if layer.name in pixels:  # takes true pixels, p = 128 n + 128
-            x = layers.Rescaling(TO_PIXELS[0], offset=TO_PIXELS[1], name=f"{layer.name}_pixels")(x)
-            return layer(x, *args, **kwargs)
+            if isinstance(layer, layers.Rescaling):
+                return _scaled(x, layer.scale, layer.offset, layer.name)
+            return layer(_scaled(x, 1.0, 0.0, f"{layer.name}_pixels"), *args, **kwargs)
         if isinstance(layer, layers.AveragePooling2D) and x.shape[-1] == 3 and layer.name.startswith("downscaler_"):
             side = layer.pool_size[0]
             return _on_blocks(x, np.tile(np.eye(3, dtype=np.float32) / side**2, (side, side, 1, 1)), side, layer.name)
@@ -194,6 +195,16 @@ def _rewritten(model: keras.Model, integer: bool) -> keras.Model:
         return layer(x, *args, **kwargs)
 
     return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
+
+
+def _scaled(x: keras.KerasTensor, scale: float | list[float], offset: float | list[float], name: str):
+    """Returns `scale p + offset` of normalised pixels (p - 128) / 128, as a convolution: it stays one in integers."""
+    conv = layers.Conv2D(12, 1, name=name)
+    # on blocks of 2 x 2, for a convolution that takes the input itself gets a scale of its own and floats around it
+    y = ops.depth_to_space(conv(ops.space_to_depth(x, 2)), 2)
+    scale, offset = (np.tile(np.broadcast_to(np.float32(value), 3), 4) for value in (scale, offset))
+    conv.set_weights([np.diag(128 * scale)[None, None], 128 * scale + offset])
+    return y
 
 
 def _goes_on_blocks(layer: keras.Operation) -> bool:
