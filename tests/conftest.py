@@ -20,7 +20,15 @@ tf.config.set_logical_device_configuration(
 
 
 # modules whose fixtures take long: each stays on one worker, so that they are set up once
-TOGETHER = ("test_qat", "test_tflite", "test_parity", "test_multi_worker", "test_benchmark_training", "test_sources")
+TOGETHER = (
+    "test_android",
+    "test_benchmark_training",
+    "test_multi_worker",
+    "test_parity",
+    "test_qat",
+    "test_sources",
+    "test_tflite",
+)
 
 
 def pytest_itemcollected(item):

@@ -137,7 +137,7 @@ def test_what_the_page_names_exists(server):
         "/models/classifier_int8.tflite",
         "/app.js%00.html",
         "http://elsewhere/etc/passwd",
-        "http://[",
+        "x://[",
         "*",
     ],
 )

@@ -183,6 +183,7 @@ def test_a_cache_that_goes_before_it_is_opened_is_one_line(cached):
         caches["train"].attach(pipeline.train_batches(dataset.splits["train"], cfg, views=2))
 
 
+@pytest.mark.slow
 def test_a_cache_that_goes_while_training_ends_it_with_one_line(config, monkeypatch):
     def damaged(source, places):
         raise RuntimeError("Corrupted Riegeli/records file: chunk data hash mismatch")
