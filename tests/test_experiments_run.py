@@ -87,8 +87,11 @@ def test_every_row_is_a_configuration_with_its_sets_sizes(row, monkeypatch):
     flags.define(Config, flag_values=values)
     arguments = values(["train", *run.command(row, "0", pathlib.Path("runs"))[3:]])
     cfg = flags.parsed(Config, arguments[1:], flag_values=values)
-    assert len(stages.students(cfg)) == (0 if row.endswith("_original") else 1)
+    students = stages.students(cfg)
+    assert len(students) == (0 if row.endswith("_original") else 1)
     assert run.set_of(row).endswith(f"_{cfg.thumbnail_size}")
+    if not cfg.dataset.startswith("fine_detail") and students:
+        assert (cfg.w_cl == 0) == ("kd" in stages.METHODS[students[0]].losses or not stages.METHODS[students[0]].losses)
     assert cfg.mixup_alpha == (0 if cfg.dataset.startswith("fine_detail") else 1)  # of the base that photographs share
 
 
