@@ -23,7 +23,6 @@ tf.config.set_logical_device_configuration(
 TOGETHER = (
     "test_android",
     "test_benchmark_training",
-    "test_multi_worker",
     "test_parity",
     "test_qat",
     "test_sources",

@@ -209,11 +209,8 @@ def test_kill_during_an_export_leaves_no_version(tiny_run, tmp_path):
     assert publish.versions(tmp_path / "thumbnet") == []
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"mixed_precision": "mixed_bfloat16"}, pytest.param({"strategy": "mirrored"}, marks=pytest.mark.slow)],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{"mixed_precision": "mixed_bfloat16"}, {"strategy": "mirrored"}], ids=str)
 def test_models_trained_otherwise_export_alike(change, train_tiny, tmp_path, photos):
     """Mixed precision, and two replicas: what ships computes in float32, and its exports equal it."""
     run = train_tiny(methods=("thumbnet",), teacher_epochs=1, **change)

@@ -152,6 +152,7 @@ def two(arguments, tmp_path_factory) -> tuple[RunDir, list[tuple[int, str]]]:
     return RunDir(folder / "two"), ends
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("multi_worker")
 def test_two_machines_train_like_one(two):
     run, ends = two
