@@ -6,7 +6,7 @@
 A row is a flagfile `experiments/rows/<set>_<row>.flags`. Each pair of row and seed is a run directory
 `<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which must come first. Results go
 to `experiments/results/<set>.csv` as each run ends; what stands there is not run again. Interrupt it anyhow: the same
-command goes on where it was.
+command goes on where it was (`minutes` are then those of the last start).
 """
 
 import dataclasses

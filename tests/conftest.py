@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from run_helpers import disc_files, tiny_run, train_tiny  # noqa: F401 - fixtures for all
 from serving_fixtures import ask, exported, grpc_address, kserve_address  # noqa: F401
+from teacher_helpers import own, tinted  # noqa: F401
 from train_helpers import config, folder  # noqa: F401
 
 from thumbnet_tf import backbones

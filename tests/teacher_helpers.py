@@ -6,6 +6,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from thumbnet_tf.config import Config
+
 CLASSES = ("blue", "green", "red")
 SIZE = 32
 
@@ -77,3 +79,31 @@ def tinted(tmp_path, photos):
                 png = tf.io.encode_png(np.clip(image, 0, 255).astype(np.uint8))
                 (root / part / name / f"{i}.png").write_bytes(png.numpy())
     return root
+
+
+@pytest.fixture
+def own(tmp_path, tinted):
+    """Returns a function that makes the configuration of a run with such a teacher."""
+
+    def make(model: keras.Model | None = None, **values) -> Config:
+        path = tmp_path / "mine.keras"
+        if model is not None:
+            model.save(path)
+        common = {
+            "dataset": f"folder:{tinted}",
+            "run_dir": str(tmp_path / "run"),
+            "teacher": str(path),
+            "image_size": SIZE,
+            "ratio": 2,
+            "downscaler_width": 4,
+            "augment": "none",
+            "batch_size": 8,
+            "teacher_epochs": 1,
+            "epochs": 1,
+            "methods": ("direct",),
+            "strategy": "none",
+            "tensorboard": False,
+        }
+        return Config(**{**common, **values})
+
+    return make

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from teacher_helpers import CLASSES, SIZE, teacher, tinted, trunk  # noqa: F401 - a fixture
+from teacher_helpers import SIZE, teacher, trunk
 
-from thumbnet_tf import costs, foreign, teachers, tflite, thumbnet, variants
+from thumbnet_tf import costs, foreign, tflite, thumbnet, variants
 from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.export import Options, export
 from thumbnet_tf.folding import fold
@@ -18,34 +18,6 @@ from thumbnet_tf.fused_norm import fused, plain
 from thumbnet_tf.optimizers import build_optimizer
 from thumbnet_tf.runs import RunDir, read_rows
 from thumbnet_tf.train import build_trainer, train, train_ratios
-
-
-@pytest.fixture
-def own(tmp_path, tinted):  # noqa: F811
-    """Returns a function that makes the configuration of a run with such a teacher."""
-
-    def make(model: keras.Model | None = None, **values) -> Config:
-        path = tmp_path / "mine.keras"
-        if model is not None:
-            model.save(path)
-        common = {
-            "dataset": f"folder:{tinted}",
-            "run_dir": str(tmp_path / "run"),
-            "teacher": str(path),
-            "image_size": SIZE,
-            "ratio": 2,
-            "downscaler_width": 4,
-            "augment": "none",
-            "batch_size": 8,
-            "teacher_epochs": 1,
-            "epochs": 1,
-            "methods": ("direct",),
-            "strategy": "none",
-            "tensorboard": False,
-        }
-        return Config(**{**common, **values})
-
-    return make
 
 
 @pytest.mark.parametrize("expects", ["0..255", "0..1", "-1..1"])
@@ -163,6 +135,8 @@ def test_export_of_such_a_run(own, tmp_path, caplog):
             "--fm_tap must name a layer of T that makes a map",
         ),
         (lambda: None, {}, UserError, "must be a .keras file that is there"),
+        (lambda: None, {"teacher": "nowhere"}, UserError, "Received: nowhere, which holds no run"),
+        (lambda: None, {"ratios": ("2", "4")}, UserError, "train takes one ratio; .* Received: ratios=2,4"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(own, model, values, error, message):
@@ -211,50 +185,6 @@ def test_each_unsupported_kind_is_one_line_that_says_so():
         with pytest.raises(UserError, match=said) as error:
             foreign.standardise(model, SIZE, "0..255")
         assert "\n" not in str(error.value)
-
-
-@keras.saving.register_keras_serializable(package="elsewhere")
-class Doubled(layers.Layer):
-    def call(self, x):
-        return 2 * x
-
-
-def test_files_that_can_not_be_loaded(own, tmp_path, monkeypatch):
-    cfg = own()
-    path = tmp_path / "mine.keras"
-    path.write_bytes(b"PK not an archive")
-    with pytest.raises(UserError, match="can't be loaded: it is no readable Keras model"):
-        teachers.given(cfg)
-    image = keras.Input((SIZE, SIZE, 3))
-    x = layers.GlobalAveragePooling2D()(layers.Lambda(lambda x: 2 * x)(image))
-    keras.Model(image, layers.Dense(3)(x)).save(path)
-    with pytest.raises(UserError, match="can't be loaded: it holds a Lambda, which is code that isn't run"):
-        teachers.given(cfg)
-    keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(Doubled()(image)))).save(path)
-    keras.saving.get_custom_objects().pop("elsewhere>Doubled")
-    monkeypatch.delattr(__import__(__name__), "Doubled")
-    with pytest.raises(UserError, match="can't be loaded: it holds a class that isn't Keras' own"):
-        teachers.given(cfg)
-
-
-def test_judge_names_what_is_wrong():
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(4), 50)
-    right = np.where(rng.random(200) < 0.9, labels, rng.integers(0, 4, 200))
-    stuck = np.zeros(200, int)
-    names = ("ant", "bee", "cat", "dog")
-    others = {"0..1": stuck, "-1..1": stuck, "caffe": stuck, "torch": stuck}
-    teachers.judge({"0..255": right, **others}, labels, names, "0..255")
-    with pytest.raises(UserError, match="--teacher_input=torch seems to be what T expects"):
-        teachers.judge({**others, "0..255": stuck, "torch": right}, labels, names, "0..255")
-    swapped = np.array([1, 0, 2, 3])[right]
-    with pytest.raises(UserError, match="in another order than the dataset's: as bee, ant, cat, dog it answers"):
-        teachers.judge({"0..255": swapped, **others}, labels, names, "0..255")
-    with pytest.raises(UserError, match="as dog, ant, bee, cat and --teacher_input=caffe it answers"):
-        rotated = {"0..255": stuck, **others, "caffe": np.array([1, 2, 3, 0])[right]}
-        teachers.judge(rotated, labels, names, "0..255")
-    with pytest.raises(UserError, match="no better than always the same class"):
-        teachers.judge({"0..255": rng.integers(0, 4, 200), **others}, labels, names, "0..255")
 
 
 def test_ratios_share_one_teacher_and_recommend(own):

@@ -135,7 +135,7 @@ def test_a_teacher_can_be_taken_from_another_run(config, tmp_path):
         )
     with pytest.raises(UserError, match="must have this run's --backbone=resnet18 --width=0.125 and --image_size=32"):
         train(config("third", teacher=str(tmp_path / "first"), width=0.125))
-    with pytest.raises(UserError, match="which doesn't exist"):
+    with pytest.raises(UserError, match="nowhere, which holds no run"):
         train(config("fourth", teacher=str(tmp_path / "nowhere")))
 
 

@@ -22,9 +22,8 @@ def fold(model: keras.Model) -> keras.Model:
         A float32 model of the same function, with the same names, inputs and outputs, that shares nothing with
         `model`. Normalisations that stand elsewhere are kept.
     """
-    plain = keras.models.clone_model(
-        model, clone_function=lambda layer: copied(layer, dtype="float32")
-    )  # each layer is called once in it
+    # each layer is called once in the copy
+    plain = keras.models.clone_model(model, clone_function=lambda layer: copied(layer, dtype="float32"))
     consumers = consumers_of(plain)
     outputs = {id(tensor) for tensor in tf.nest.flatten(plain.output)}
     norms = {}  # name of a convolution -> the normalisation behind it

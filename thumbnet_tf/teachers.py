@@ -30,8 +30,11 @@ def given(cfg: Config) -> keras.Model:
     if cfg.teacher.endswith(".keras"):
         model = _load(path)
     else:
-        if pathlib.Path(cfg.teacher).is_dir():
-            RunDir.existing(cfg.teacher)
+        if not (pathlib.Path(cfg.teacher) / "config.json").is_file():
+            raise UserError(
+                f"--teacher must be train, a run directory, a .keras file or {APPLICATIONS}NAME. "
+                f"Received: {cfg.teacher}, which holds no run"
+            )
         model = load_keras(path)
     outputs = model.output if isinstance(model, keras.Function) else None
     names = set(outputs) if isinstance(outputs, dict) else set()

@@ -23,7 +23,7 @@ import keras
 import tensorflow as tf
 
 from thumbnet_tf import compare, distribution, flags, loop, stages, teacher_cache, teachers, thumbnet
-from thumbnet_tf.config import Config
+from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
 from thumbnet_tf.folding import fold
@@ -62,6 +62,11 @@ def train(cfg: Config) -> RunDir:
         UserError: on a mistake that the user can mend.
         loop.Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
+    if cfg.ratios:
+        raise UserError(
+            "train takes one ratio; give several to thumbnet_tf.train.train_ratios. "
+            f"Received: ratios={','.join(cfg.ratios)}"
+        )
     cfg = cfg.resolved()
     students = stages.students(cfg)
     run = RunDir(cfg.run_dir)

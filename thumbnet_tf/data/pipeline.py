@@ -102,11 +102,9 @@ def train_batches(
 
     def example(epoch: tf.Tensor, index: tf.Tensor, *data: tf.Tensor) -> dict[str, tf.Tensor]:
         view, seed = (epoch % views, cfg.view_seed) if views else (epoch, cfg.seed)
-        shown = _example(_view(split, cfg, seed, view, index, *data), labels[index], index, view)
-        if cfg.mixup_alpha:
-            other, share = _mixing(split, cfg, seed, view, index)
-            shown |= {"other_label": labels[other], "share": share}
-        return shown
+        image, mixed = _view(split, cfg, seed, view, index, *data)
+        shown = _example(image, labels[index], index, view)
+        return shown if mixed is None else shown | {"other_label": labels[mixed[0]], "share": mixed[1]}
 
     dataset = tf.data.Dataset.range(first, total // epoch_examples).flat_map(of_epoch)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality((total - start) // context.num_input_pipelines))
@@ -133,7 +131,7 @@ def view_batches(split: Split, cfg: Config, view: int | None, start: int, batch_
     def image(index: tf.Tensor, *data: tf.Tensor) -> tf.Tensor:
         if view is None:
             return _crop(split, cfg, index, *data)
-        return _view(split, cfg, cfg.view_seed, tf.constant(view, tf.int64), index, *data)
+        return _view(split, cfg, cfg.view_seed, tf.constant(view, tf.int64), index, *data)[0]
 
     if split.store.random_access:
         dataset = tf.data.Dataset.range(start, split.num_examples)
@@ -213,8 +211,13 @@ def encoded_images(split: Split) -> Iterator[bytes]:
     yield from png.as_numpy_iterator()
 
 
-def _view(split: Split, cfg: Config, seed: int, view: tf.Tensor, index: tf.Tensor, *data: tf.Tensor) -> tf.Tensor:
-    """Returns a view of an example as training shows it, mixed with the same view of another one where that is on."""
+def _view(
+    split: Split, cfg: Config, seed: int, view: tf.Tensor, index: tf.Tensor, *data: tf.Tensor
+) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor] | None]:
+    """Returns a view of an example as training shows it.
+
+    Where MixUp is on, it is mixed with the same view of another example, and that one's index and the own share follow.
+    """
 
     def single(index: tf.Tensor, *data: tf.Tensor) -> tf.Tensor:
         return preprocess.training_image(
@@ -227,14 +230,9 @@ def _view(split: Split, cfg: Config, seed: int, view: tf.Tensor, index: tf.Tenso
         )
 
     if not cfg.mixup_alpha:
-        return single(index, *data)
-    other, share = _mixing(split, cfg, seed, view, index)
-    return preprocess.mix(single(index), single(other), share)
-
-
-def _mixing(split: Split, cfg: Config, seed: int, view: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the example that a view is mixed with, and the view's own share."""
-    return preprocess.mixing(preprocess.view_seed(seed, index, view), cfg.mixup_alpha, split.num_examples)
+        return single(index, *data), None
+    other, share = preprocess.mixing(preprocess.view_seed(seed, index, view), cfg.mixup_alpha, split.num_examples)
+    return preprocess.mix(single(index), single(other), share), (other, share)
 
 
 def _crop(split: Split, cfg: Config, index: tf.Tensor, *data: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,54 @@
+"""Files that a teacher is read from, and what is told when one is fed otherwise than it expects."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from teacher_helpers import SIZE
+
+from thumbnet_tf import teachers
+from thumbnet_tf.config import UserError
+
+
+@keras.saving.register_keras_serializable(package="elsewhere")
+class Doubled(layers.Layer):
+    def call(self, x):
+        return 2 * x
+
+
+def test_files_that_can_not_be_loaded(own, tmp_path, monkeypatch):
+    cfg = own()
+    path = tmp_path / "mine.keras"
+    path.write_bytes(b"PK not an archive")
+    with pytest.raises(UserError, match="can't be loaded: it is no readable Keras model"):
+        teachers.given(cfg)
+    image = keras.Input((SIZE, SIZE, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Lambda(lambda x: 2 * x)(image))
+    keras.Model(image, layers.Dense(3)(x)).save(path)
+    with pytest.raises(UserError, match="can't be loaded: it holds a Lambda, which is code that isn't run"):
+        teachers.given(cfg)
+    keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(Doubled()(image)))).save(path)
+    keras.saving.get_custom_objects().pop("elsewhere>Doubled")
+    monkeypatch.delattr(__import__(__name__), "Doubled")
+    with pytest.raises(UserError, match="can't be loaded: it holds a class that isn't Keras' own"):
+        teachers.given(cfg)
+
+
+def test_judge_names_what_is_wrong():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 50)
+    right = np.where(rng.random(200) < 0.9, labels, rng.integers(0, 4, 200))
+    stuck = np.zeros(200, int)
+    names = ("ant", "bee", "cat", "dog")
+    others = {"0..1": stuck, "-1..1": stuck, "caffe": stuck, "torch": stuck}
+    teachers.judge({"0..255": right, **others}, labels, names, "0..255")
+    with pytest.raises(UserError, match="--teacher_input=torch seems to be what T expects"):
+        teachers.judge({**others, "0..255": stuck, "torch": right}, labels, names, "0..255")
+    swapped = np.array([1, 0, 2, 3])[right]
+    with pytest.raises(UserError, match="in another order than the dataset's: as bee, ant, cat, dog it answers"):
+        teachers.judge({"0..255": swapped, **others}, labels, names, "0..255")
+    with pytest.raises(UserError, match="as dog, ant, bee, cat and --teacher_input=caffe it answers"):
+        rotated = {"0..255": stuck, **others, "caffe": np.array([1, 2, 3, 0])[right]}
+        teachers.judge(rotated, labels, names, "0..255")
+    with pytest.raises(UserError, match="no better than always the same class"):
+        teachers.judge({"0..255": rng.integers(0, 4, 200), **others}, labels, names, "0..255")
