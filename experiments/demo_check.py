@@ -3,9 +3,7 @@
   python -m experiments.demo_check --export_dir=saved_models/thumbnet/1 --images=photos/test --count=50
 
 Serves the page, opens it in headless Chromium, chooses each photo as a user does, and reads what the page shows. Python
-runs the same TFLite files on `preprocess.eval_crop` of the same files, decoded in two ways: as this package does, by
-TensorFlow's fast integer transform for JPEG, and for JPEG by the accurate one, which browsers use. The first shows what
-a user sees, the second whether the page computes the same from the same pixels; for other formats they are one.
+runs the same TFLite files on `preprocess.eval_crop` of the same files.
 """
 
 import contextlib
@@ -91,13 +89,8 @@ def show(page: browser.Browser, file: str) -> None:
     page.wait("['done', 'error'].includes(document.body?.dataset.state)")
 
 
-def compare(
-    page: browser.Browser, export_dir: pathlib.Path, variant: str, files: Sequence[str]
-) -> dict[str, list[Comparison]]:
+def compare(page: browser.Browser, export_dir: pathlib.Path, variant: str, files: Sequence[str]) -> list[Comparison]:
     """Shows files in an open page that is ready, and compares what it shows with Python's results.
-
-    Returns:
-        Comparisons by `package` and `accurate`, the ways to decode; see above.
 
     Raises:
         RuntimeError: when the page shows an error.
@@ -108,26 +101,16 @@ def compare(
     paths = {name: folder / "tflite" / f"{name}_{variant}.tflite" for name in ("downscaler", "classifier")}
     paths["teacher"] = folder / "tflite" / "teacher_float32.tflite"
     run = {name: _runner(path) for name, path in paths.items() if path.is_file()}
-    found: dict[str, list[Comparison]] = {name: [] for name in _DECODERS}
+    found = []
     for file in files:
         show(page, file)
         if page.evaluate("document.body.dataset.state") == "error":
             message = page.evaluate("document.getElementById('error').textContent")
             raise RuntimeError(f"{file}: {message}")
         shown = _shown(page)
-        for name, decode in _DECODERS.items():
-            image = preprocess.eval_crop(decode(tf.io.read_file(file)), size, fraction).numpy()
-            found[name].append(_compared(file, shown, image, run, facts["labels"]))
+        image = preprocess.eval_crop(preprocess.decode_image(tf.io.read_file(file)), size, fraction).numpy()
+        found.append(_compared(file, shown, image, run, facts["labels"]))
     return found
-
-
-def _accurate(data: tf.Tensor) -> tf.Tensor:
-    if data.numpy().startswith(b"\xff\xd8"):
-        return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
-    return preprocess.decode_image(data)
-
-
-_DECODERS = {"package": preprocess.decode_image, "accurate": _accurate}
 
 
 def _shown(page: browser.Browser) -> dict[str, Any]:
@@ -188,7 +171,7 @@ def summary(rows: Sequence[Comparison]) -> dict[str, float]:
 
 
 def main(options: Options) -> int:
-    """Prints the summaries; the exit code is 1 when, from the same pixels, labels differ or scores by over 1e-2."""
+    """Prints the summary; the exit code is 1 when labels differ or scores by over 1e-2."""
     if browser.find() is None:
         raise UserError(f"one of {', '.join(browser.NAMES)} must be installed. Received: none")
     files = list_images([options.images])
@@ -205,11 +188,10 @@ def main(options: Options) -> int:
         print(page.evaluate("document.getElementById('runtime').textContent"))
         outside = [address for address in page.requests() if not address.startswith(url)]
         complaints = page.complaints()
-    results = {name: summary(rows) for name, rows in found.items()}
-    print(json.dumps(results | {"requests elsewhere": outside, "complaints": complaints}, indent=2))
-    same = results["accurate"]
-    good = same["same label"] == same["same label of T"] == same["images"]
-    good &= same["largest score difference"] <= SCORE_DIFF and not outside and not complaints
+    result = summary(found)
+    print(json.dumps(result | {"requests elsewhere": outside, "complaints": complaints}, indent=2))
+    good = result["same label"] == result["same label of T"] == result["images"]
+    good &= result["largest score difference"] <= SCORE_DIFF and not outside and not complaints
     return 0 if good else 1
 
 

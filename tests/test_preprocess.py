@@ -14,11 +14,11 @@ ALPHA = Image.fromarray(np.dstack([PICTURE, np.arange(2400, dtype=np.uint32).res
 PALETTE = Image.fromarray(PICTURE).quantize(32)
 SECOND = Image.fromarray(PICTURE[::-1].copy())
 
-# name: (file, largest difference from Pillow's decoding; it computes JPEG's transform more exactly than TensorFlow)
+# name: (file, largest difference from Pillow's decoding, which turns CMYK into RGB by another formula)
 FILES = {
-    "jpeg": (encode(SMOOTH, "JPEG", quality=95), 16),
-    "jpeg_grey": (encode(SMOOTH.convert("L"), "JPEG"), 16),
-    "jpeg_progressive": (encode(SMOOTH, "JPEG", progressive=True), 16),
+    "jpeg": (encode(SMOOTH, "JPEG", quality=95), 0),
+    "jpeg_grey": (encode(SMOOTH.convert("L"), "JPEG"), 0),
+    "jpeg_progressive": (encode(SMOOTH, "JPEG", progressive=True), 0),
     "jpeg_cmyk": (encode(SMOOTH.convert("CMYK"), "JPEG", quality=95), 16),
     "png": (encode(PICTURE, "PNG"), 0),
     "png_grey": (encode(Image.fromarray(PICTURE).convert("L"), "PNG"), 0),

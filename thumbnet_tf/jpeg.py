@@ -11,6 +11,8 @@ What is best for photographs is not best for thumbnails. Of a thumbnail of 32 px
 
 import tensorflow as tf
 
+from thumbnet_tf import preprocess
+
 
 def encode(image: tf.Tensor, quality: int, *, half_colour: bool = False) -> tf.Tensor:
     """Encodes one image as a baseline JPEG with Huffman tables of its own.
@@ -38,7 +40,7 @@ def through_jpeg(thumbnails: tf.Tensor, quality: int) -> tf.Tensor:
     """
 
     def round_trip(image: tf.Tensor) -> tf.Tensor:
-        return tf.ensure_shape(tf.io.decode_jpeg(encode(image, quality), channels=3), thumbnails.shape[1:])
+        return tf.ensure_shape(preprocess.decode_jpeg(encode(image, quality)), thumbnails.shape[1:])
 
     pixels = tf.saturate_cast(tf.round(thumbnails), tf.uint8)
     decoded = tf.cast(tf.map_fn(round_trip, pixels), tf.float32)

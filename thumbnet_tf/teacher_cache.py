@@ -37,7 +37,7 @@ from thumbnet_tf.runs import saving, write_atomically
 BLOCK = 4096  # examples in a file; more in a large split, which has _FILES of them for each view and output
 UNREADABLE = "T's cache can't be read any more"  # what a reader's error begins with
 _FILES = 16  # all are held open while training
-_FORMAT = 2  # part of the key: raise it when views or records change their meaning
+_FORMAT = 3  # part of the key: raise it when pixels, views or records change their meaning
 _TRAIN = "train"
 _LARGEST_HALF = 65504.0
 
