@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from thumbnet_tf import losses, teacher_cache, thumbnet, timing
+from thumbnet_tf import benchmark_rivals, losses, teacher_cache, thumbnet, timing
 from thumbnet_tf.benchmark_report import publish
 from thumbnet_tf.config import Config
 from thumbnet_tf.data import pipeline
@@ -36,6 +36,9 @@ ABOUT = {
     "plain_kd_loop": "a hand-written loop: CL + KD, Keras' own AdamW",
     "keras_distiller": "keras.distillation.Distiller, CL + KD, E + S as its student",
     "pipeline": "batches from decoded images in memory and T's outputs from the disk, no step",
+    "step_uncached_bfloat16": "`step_uncached`, all models computing in bfloat16",
+    "step_cached_bfloat16": "`step_cached`, the same",
+    "keras_distiller_bfloat16": "`keras_distiller`, the same",
     "training_uncached": "steps and pipeline together, T run",
     "training_cached": "steps and pipeline together, T's outputs from the disk",
 }
@@ -117,9 +120,7 @@ def _cases(cfg: Config) -> Cases:
     split = _made_up(cfg, _BATCHES * cfg.batch_size)
     keras.utils.set_random_seed(0)
     teacher = thumbnet.build_teacher(cfg, CLASSES)
-    trainer = build_trainer("thumbnet", cfg, CLASSES, teacher)
-    trainer.compile(optimizer=build_optimizer(cfg, 1e-6, 10**6, trainer.trainable_variables))
-    trainer.optimizer.build(trainer.trainable_variables)
+    trainer = _compiled(cfg, teacher)
     caches = teacher_cache.open_caches(cfg, teacher, {"train": split}, "made up", ["logits", trainer.fm_tap])
     teacher_cache.prepare(cfg, teacher, caches)
 
@@ -128,7 +129,7 @@ def _cases(cfg: Config) -> Cases:
     cached = caches["train"].attach(uncached)
     half = {False: uncached.take(_EPOCHS * _BATCHES // 2), True: cached.take(_EPOCHS * _BATCHES // 2)}
     batch = next(iter(cached))
-    images, labels, mask = batch["image"], batch["label"], batch["mask"]
+    images, labels = batch["image"], batch["label"]
     given = {name: batch[name] for name in ("logits", trainer.fm_tap)}
     step = tf.function(trainer.train_step)
 
@@ -143,15 +144,45 @@ def _cases(cfg: Config) -> Cases:
 
     size = cfg.batch_size
     return {
-        "step_uncached": (lambda: step(({"image": images}, labels, mask)), size),
-        "step_cached": (lambda: step(({"image": images, **given}, labels, mask)), size),
+        **{f"step_{name}": (call, size) for name, call in _steps(step, images, labels, given).items()},
         **{name: (part, size) for name, part in _parts(cfg, trainer, images, labels, given).items()},
-        "plain_kd_loop": (_plain_kd_loop(cfg, teacher, images, labels), size),
-        "keras_distiller": (_distiller(cfg, teacher, images, labels), size),
+        "plain_kd_loop": (benchmark_rivals.plain_kd_loop(cfg, teacher, images, labels), size),
+        "keras_distiller": (benchmark_rivals.keras_distiller(cfg, teacher, images, labels), size),
+        **{f"{name}_bfloat16": (call, size) for name, call in _in_bfloat16(cfg, images, labels, given).items()},
         "pipeline": (drain, _EPOCHS * _BATCHES * size),
         "training_uncached": (lambda: train(half[False]), _EPOCHS * _BATCHES * size // 2),
         "training_cached": (lambda: train(half[True]), _EPOCHS * _BATCHES * size // 2),
     }
+
+
+def _steps(
+    step: Callable, images: tf.Tensor, labels: tf.Tensor, given: Mapping[str, tf.Tensor]
+) -> dict[str, Callable[[], object]]:
+    mask = tf.ones_like(labels)
+    return {
+        "uncached": lambda: step(({"image": images}, labels, mask)),
+        "cached": lambda: step(({"image": images, **given}, labels, mask)),
+    }
+
+
+def _in_bfloat16(
+    cfg: Config, images: tf.Tensor, labels: tf.Tensor, given: Mapping[str, tf.Tensor]
+) -> dict[str, Callable[[], object]]:
+    """Returns the steps and Keras' distiller with all models in mixed precision, which some CPUs compute faster."""
+    cfg = dataclasses.replace(cfg, mixed_precision="mixed_bfloat16")
+    with thumbnet.precision(cfg.mixed_precision):
+        teacher = thumbnet.build_teacher(cfg, CLASSES)
+        trainer = _compiled(cfg, teacher)
+        distiller = benchmark_rivals.keras_distiller(cfg, teacher, images, labels)
+    steps = _steps(tf.function(trainer.train_step), images, labels, given)
+    return {**{f"step_{name}": call for name, call in steps.items()}, "keras_distiller": distiller}
+
+
+def _compiled(cfg: Config, teacher: keras.Model) -> Trainer:
+    trainer = build_trainer("thumbnet", cfg, CLASSES, teacher)
+    trainer.compile(optimizer=build_optimizer(cfg, 1e-6, 10**6, trainer.trainable_variables))
+    trainer.optimizer.build(trainer.trainable_variables)
+    return trainer
 
 
 def _parts(
@@ -190,60 +221,6 @@ def _parts(
         optimizer.apply_gradients(zip(clipped, variables, strict=True))
 
     return {"part_teacher": teach, "part_student": learn, "part_optimizer": update}
-
-
-def _joined(cfg: Config, teacher: keras.Model) -> tuple[keras.Model, keras.Model]:
-    """Returns T and a fresh E + S as plain models from images to logits, as a user without this package has them."""
-    small = thumbnet.build_downscaler(cfg, "learned")
-    student, _ = thumbnet.build_student(cfg, teacher)
-    image = keras.Input(teacher.input.shape[1:])
-    return (
-        keras.Model(teacher.input, teacher.output["logits"]),
-        keras.Model(image, student(small(image))["logits"]),
-    )
-
-
-def _keras_adamw(cfg: Config) -> keras.Optimizer:
-    clip = cfg.clip_norm or None
-    return keras.optimizers.AdamW(1e-6, weight_decay=cfg.weight_decay, global_clipnorm=clip)
-
-
-def _plain_kd_loop(cfg: Config, teacher: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> Callable[[], object]:
-    taught, student = _joined(cfg, teacher)
-    taught.trainable = False
-    optimizer = _keras_adamw(cfg)
-    optimizer.build(student.trainable_variables)
-    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    divergence = keras.losses.KLDivergence()
-    tau = cfg.temperature
-
-    @tf.function
-    def step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        pixels = tf.cast(images, tf.float32)
-        soft = tf.nn.softmax(taught(pixels, training=False) / tau)
-        with tf.GradientTape() as tape:
-            logits = student(pixels, training=True)
-            loss = cross_entropy(labels, logits) + tau**2 * divergence(soft, tf.nn.softmax(logits / tau))
-        gradients = tape.gradient(loss, student.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, student.trainable_variables, strict=True))
-        return loss
-
-    return lambda: step(images, labels)
-
-
-def _distiller(cfg: Config, teacher: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> Callable[[], object]:
-    taught, student = _joined(cfg, teacher)
-    # the loss as an object, for its name would stand for a divergence without softmax
-    loss = keras.distillation.LogitsDistillation(cfg.temperature, keras.losses.KLDivergence())
-    distiller = keras.distillation.Distiller(taught, student, loss, student_loss_weight=0.5)
-    distiller.compile(
-        _keras_adamw(cfg),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        jit_compile=False,  # XLA's convolutions are many times slower on a CPU
-    )
-    pixels = tf.cast(images, tf.float32)
-    return lambda: distiller.train_on_batch(pixels, labels)
 
 
 def _made_up(cfg: Config, count: int) -> Split:
