@@ -4,7 +4,8 @@
   python -m experiments.run --rows=flowers_32_original,flowers_32_thumbnet --seeds=0,1,2
 
 A row is a flagfile `experiments/rows/<set>_<row>.flags`. Each pair of row and seed is a run directory
-`<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which must come first. Results go
+`<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which must come first; sets that
+differ in the thumbnail's size alone have one T (`TEACHER_SETS`). Results go
 to `experiments/results/<set>.csv` as each run ends; what stands there is not run again. Interrupt it anyhow: the same
 command goes on where it was (`minutes` are then those of the last start).
 """
@@ -24,6 +25,7 @@ from thumbnet_tf.runs import read_rows, write_rows
 from thumbnet_tf.stages import ORIGINAL
 
 ROWS = ROOT / "experiments" / "rows"
+TEACHER_SETS = {"flowers_64": "flowers_32", "plant_64": "plant_32"}  # whose T a set has, where it isn't its own
 COLUMNS = ("row", *EVALUATED, "minutes")
 
 
@@ -58,6 +60,11 @@ def set_of(row: str) -> str:
     return "_".join(row.split("_")[:2])
 
 
+def teacher_row(row: str) -> str:
+    """Returns the row that trains the teacher of a row."""
+    return f"{TEACHER_SETS.get(set_of(row), set_of(row))}_{ORIGINAL}"
+
+
 def measured(row: str) -> dict[int, float]:
     """Returns the seeds of a row that are in its set's CSV, and the minutes that each took."""
     found = read_rows(RESULTS / f"{set_of(row)}.csv")
@@ -68,7 +75,7 @@ def command(row: str, seed: str, runs: pathlib.Path) -> list[str]:
     """Returns the training command of a row and a seed."""
     given = [sys.executable, "-m", "thumbnet_tf.train", f"--flagfile={ROWS.relative_to(ROOT) / row}.flags"]
     given += [f"--seed={seed}", f"--run_dir={runs / f'{row}_seed{seed}'}"]
-    teacher = f"{set_of(row)}_{ORIGINAL}"
+    teacher = teacher_row(row)
     return given if row == teacher else [*given, f"--teacher={runs / f'{teacher}_seed{seed}'}"]
 
 

@@ -6,7 +6,7 @@ python -m experiments.tables
 import statistics
 import sys
 
-from experiments.run import ROWS, names, set_of
+from experiments.run import ROWS, TEACHER_SETS, names, set_of, teacher_row
 from experiments.summary import RESULTS, ROOT, replace_table, spread
 from thumbnet_tf.config import UserError
 from thumbnet_tf.runs import read_rows
@@ -20,12 +20,12 @@ def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
 
     Args:
         of_set: its name.
-        rows: of its CSV.
+        rows: of its CSV, and those of its T from another set's.
     """
     tests = [row for row in rows if row["split"] == "test"]
     by_row = {name: [row for row in tests if row["row"] == name] for name in sorted({row["row"] for row in tests})}
     mean = {name: statistics.mean(float(row["top1"]) for row in found) for name, found in by_row.items()}
-    top, base = mean.get(f"{of_set}_{ORIGINAL}"), mean.get(f"{of_set}_bicubic")
+    top, base = mean.get(teacher_row(f"{of_set}_{ORIGINAL}")), mean.get(f"{of_set}_bicubic")
     lines = [
         "| row | what it is | top-1, % | agrees with T, % | recovered share | M MACs (+ E) | M weights | seeds |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -35,7 +35,7 @@ def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
         small = int(found[0]["macs_downscaler"]) / 1e6
         cost = f"{int(found[0]['macs']) / 1e6:.1f}" + (f" (+ {small:.1f})" if small else "")
         lines.append(
-            f"| `{name.removeprefix(of_set)[1:]}` | {about(name)} | {spread(found, 'top1')} "
+            f"| `{name.removeprefix(f'{set_of(name)}_')}` | {about(name)} | {spread(found, 'top1')} "
             f"| {spread(found, 'teacher_agreement')} | {share} | {cost} | {int(found[0]['params']) / 1e6:.2f} "
             f"| {len(found)} |"
         )
@@ -56,6 +56,9 @@ def main() -> int:
         rows = read_rows(RESULTS / f"{of_set}.csv")
         if not rows:
             continue
+        if of_set in TEACHER_SETS:
+            teachers = read_rows(RESULTS / f"{TEACHER_SETS[of_set]}.csv")
+            rows += [row for row in teachers if row["row"] == teacher_row(row["row"])]
         try:
             replace_table(ROOT / "experiments" / "README.md", of_set, markdown(of_set, rows))
         except UserError as error:

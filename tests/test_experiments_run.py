@@ -64,6 +64,14 @@ def test_each_row_and_seed_is_trained_once_with_its_teacher(rows, tmp_path):
     assert len(rows) == 4  # nothing anew
 
 
+def test_sets_of_one_full_size_share_their_teacher(rows, tmp_path, monkeypatch):
+    (tmp_path / "rows" / "discs_64_bicubic.flags").write_text("--methods=bicubic\n")
+    monkeypatch.setitem(run.TEACHER_SETS, "discs_64", "discs_32")
+    assert run.main(run.Options(rows=("discs_64_bicubic",), seeds=("1",))) == 0
+    assert rows[0][-1] == "--teacher=runs/discs_32_original_seed1"
+    assert [row["row"] for row in read_rows(tmp_path / "results" / "discs_64.csv")] == ["discs_64_bicubic"] * 2
+
+
 def test_a_training_that_ends_badly_stops_the_list(rows, capsys):
     assert run.main(run.Options(rows=("discs_32_original",), seeds=("7", "0"))) == 143
     assert "ended with code 143; the same command goes on" in capsys.readouterr().err

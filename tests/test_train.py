@@ -219,3 +219,17 @@ def test_top_k_counts_ties_once():
     labels = np.array([1, 2, 0])
     assert evaluate.top_k(logits, labels, 1) == pytest.approx(1 / 3)
     assert evaluate.top_k(logits, labels, 2) == 1.0
+
+
+def test_slim_is_a_smaller_network_on_full_images(config, photos):
+    run = train(config(methods=("slim",), slim_width=0.03125, epochs=1))
+    row, teacher_row = ({r["method"]: r for r in rows(run.path / "results.csv")}[name] for name in ("slim", "original"))
+    assert (row["ratio"], row["macs_downscaler"]) == ("1", "0")
+    assert int(row["macs"]) < int(teacher_row["macs"]) and int(row["params"]) < int(teacher_row["params"])
+    small, network = evaluate.load_parts(run, "slim")
+    teacher = evaluate.load_parts(run, "original")[1]
+    assert small is None
+    assert network.get_layer("stem_conv").filters == 2 < teacher.get_layer("stem_conv").filters
+    logits = np.load(run.path / "slim" / "logits_test.npy")
+    assert logits.shape == (9, 3) and np.std(logits) > 0
+    assert float(rows(run.path / "slim" / "metrics.csv")[0]["kd"]) > 0

@@ -104,6 +104,9 @@ class Config:
         maximum=1.0,
         identity=False,
     )
+    slim_width: float = option(
+        0.125, "--width of the network that the method slim trains on full images", minimum=0.03125, maximum=4.0
+    )
     downscaler_width: int = option(16, "channels inside the learned downscaler E", minimum=1, maximum=256)
     downscaler_residual: float = option(
         0.3, "how strongly E departs from area downscaling before training; 0 = not at all", minimum=0.0, maximum=2.0

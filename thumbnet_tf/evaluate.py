@@ -86,9 +86,9 @@ def evaluate(run: RunDir, dataset: sources.Dataset) -> list[dict]:
 
 
 def load_parts(run: RunDir, method: str) -> tuple[keras.Model | None, keras.Model]:
-    """Loads a method's downscaler (None for `original`) and its network."""
+    """Loads a method's downscaler (None where it reads full images) and its network."""
     if METHODS[method].downscaler == "none":
-        return None, run.load_model(method, "teacher")
+        return None, run.load_model(method, "teacher" if method == ORIGINAL else "student")
     return run.load_model(method, "downscaler"), run.load_model(method, "student")
 
 

@@ -45,6 +45,7 @@ STYLES = {
     "supervised_kd": ("tab:orange", ">"),
     "supervised_kd_fm": ("tab:purple", "p"),
     "thumbnet": ("tab:red", "*"),
+    "slim": ("teal", "P"),
     "no_mm": ("tab:pink", "h"),
     "no_kd": ("tab:brown", "d"),
     "no_fm": ("navy", "8"),

@@ -37,6 +37,7 @@ METHODS: dict[str, Method] = {
     "supervised_kd": Method("learned", ("cl", "kd"), True, "learned thumbnails, CL + KD"),
     "supervised_kd_fm": Method("learned", ("cl", "kd", "fm"), True, "learned thumbnails, CL + KD + FM"),
     "thumbnet": Method("learned", ("cl", "kd", "fm", "mm"), True, "learned thumbnails, CL + KD + FM + MM"),
+    "slim": Method("none", ("cl", "kd"), False, "a slimmer network (--slim_width) on full images, CL + KD"),
     "no_mm": Method("learned", ("cl", "kd", "fm"), True, "thumbnet without MM (the same as supervised_kd_fm)"),
     "no_kd": Method("learned", ("cl", "fm", "mm"), True, "thumbnet without KD"),
     "no_fm": Method("learned", ("cl", "kd", "mm"), True, "thumbnet without FM"),

@@ -22,7 +22,7 @@ from collections.abc import Collection, Sequence
 import keras
 import tensorflow as tf
 
-from thumbnet_tf import compare, distribution, flags, loop, stages, teacher_cache, teachers, thumbnet
+from thumbnet_tf import backbones, compare, distribution, flags, loop, stages, teacher_cache, teachers, thumbnet
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
@@ -160,8 +160,10 @@ def build_trainer(
         student, anew = thumbnet.build_student(cfg, teacher, synchronized=synchronized)
         if anew:
             _log.info("%s: layers whose shape depends on the input's size start anew: %s", method, ", ".join(anew))
-    else:
+    elif teacher is None:
         student = thumbnet.build_teacher(cfg, num_classes, synchronized=synchronized, initial=True)
+    else:
+        student = backbones.build(cfg.backbone, cfg.image_size, num_classes, cfg.slim_width, synchronized=synchronized)
     tap = thumbnet.fm_tap(cfg, student if teacher is None else teacher)
     decoder = thumbnet.build_decoder(student, teacher, tap) if "fm" in weights else None
     if not synchronized:  # over several replicas, Keras' own layer adds their statistics up
@@ -228,8 +230,10 @@ def _train_method(
         )
     if is_teacher:
         return {"teacher": plain(trainer.student)}
-    kind = METHODS[method].downscaler
-    downscaler, student = plain(trainer.downscaler), plain(trainer.student)
+    kind, student = METHODS[method].downscaler, plain(trainer.student)
+    if kind == "none":
+        return {"student": student}
+    downscaler = plain(trainer.downscaler)
     shipped = thumbnet.build_shipped(cfg, kind, downscaler, student)
     return {"downscaler": downscaler, "student": student, "shipped": shipped}
 
