@@ -3,7 +3,8 @@
   python experiments/own_teacher.py --data=../shared/data/tf_flowers --out=runs/own_teacher.keras
   python -m thumbnet_tf.train --flagfile=experiments/own_teacher.flags
 
-MobileNetV2 of width 0.35, from random weights, with its own augmentation and scaling inside the file.
+MobileNetV2 of width 0.35, from random weights, with its own augmentation and scaling inside the file. The photographs
+are split first, by links in `--photos`, so that T doesn't know those that a thumbnail network is later validated on.
 """
 
 import argparse
@@ -13,6 +14,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
+
+
+def split(data: pathlib.Path, photos: pathlib.Path) -> None:
+    """Links `data/{train,test}/<class>/*.jpg` into `photos/{train,validation,test}/<class>`.
+
+    Every tenth of a class' photographs for training becomes one for validation.
+    """
+    for folder in sorted(path for part in ("train", "test") for path in (data / part).iterdir() if path.is_dir()):
+        for index, path in enumerate(sorted(folder.glob("*.jpg"))):
+            part = "validation" if folder.parent.name == "train" and index % 10 == 9 else folder.parent.name
+            link = photos / part / folder.name / path.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.exists():
+                link.symlink_to(path.resolve())
 
 
 def images(folder: pathlib.Path, classes: list[str], size: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,26 +69,28 @@ def main() -> None:
     """Trains, says how good it is on the test photographs, and saves."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="../shared/data/tf_flowers", help="folder of {train,test}/<class>/*.jpg")
+    parser.add_argument("--photos", default="runs/own_photos", help="folder of the split that is made of them")
     parser.add_argument("--out", default="runs/own_teacher.keras")
     parser.add_argument("--size", type=int, default=96, help="side of the input in pixels")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--limit", type=int, default=0, help="photographs of each class; 0 = all")
     args = parser.parse_args()
     keras.utils.set_random_seed(0)
-    data = pathlib.Path(args.data)
-    classes = sorted(path.name for path in (data / "train").iterdir() if path.is_dir())
-    x, y = images(data / "train", classes, args.size, args.limit)
-    x_test, y_test = images(data / "test", classes, args.size, args.limit)
+    photos = pathlib.Path(args.photos)
+    split(pathlib.Path(args.data), photos)
+    classes = sorted(path.name for path in (photos / "train").iterdir())
+    x, y = images(photos / "train", classes, args.size, args.limit)
     model = build(args.size, len(classes))
     rate = keras.optimizers.schedules.CosineDecay(2e-3, args.epochs * -(-len(x) // 64))
     model.compile(
         keras.optimizers.AdamW(rate, weight_decay=0.05), "sparse_categorical_crossentropy", metrics=["accuracy"]
     )
     model.fit(x, y, batch_size=64, epochs=args.epochs, verbose=2)
-    _, accuracy = model.evaluate(x_test, y_test, verbose=0)
     pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     model.save(args.out)
-    print(f"{args.out}: {100 * accuracy:.1f} % of {len(x_test)} test photographs right; classes: {', '.join(classes)}")
+    for part in ("validation", "test"):
+        _, accuracy = model.evaluate(*images(photos / part, classes, args.size, args.limit), verbose=0)
+        print(f"{args.out}: {100 * accuracy:.1f} % of the {part} photographs right; classes: {', '.join(classes)}")
 
 
 if __name__ == "__main__":
