@@ -5,6 +5,7 @@ take turns. What each case does is told in `ABOUT`.
 """
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -47,6 +48,7 @@ DEFAULTS = (
     Config(image_size=224, ratio=4, width=1.0, batch_size=32),
 )
 CLASSES = 10
+_STEPS = 5  # of a case in a turn: a training takes the same step again and again, with its weights in the caches
 _BATCHES, _EPOCHS = 6, 4  # of made-up data: an epoch's batches, and epochs that the pipeline goes through
 
 Cases = dict[str, tuple[Callable[[], object], int]]  # name -> a function and the images it takes
@@ -142,17 +144,25 @@ def _cases(cfg: Config) -> Cases:
         for _ in cached:
             pass
 
+    steps = {
+        **{f"step_{name}": call for name, call in _steps(step, images, labels, given).items()},
+        **_parts(cfg, trainer, images, labels, given),
+        "plain_kd_loop": benchmark_rivals.plain_kd_loop(cfg, teacher, images, labels),
+        "keras_distiller": benchmark_rivals.keras_distiller(cfg, teacher, images, labels),
+        **{f"{name}_bfloat16": call for name, call in _in_bfloat16(cfg, images, labels, given).items()},
+    }
     size = cfg.batch_size
     return {
-        **{f"step_{name}": (call, size) for name, call in _steps(step, images, labels, given).items()},
-        **{name: (part, size) for name, part in _parts(cfg, trainer, images, labels, given).items()},
-        "plain_kd_loop": (benchmark_rivals.plain_kd_loop(cfg, teacher, images, labels), size),
-        "keras_distiller": (benchmark_rivals.keras_distiller(cfg, teacher, images, labels), size),
-        **{f"{name}_bfloat16": (call, size) for name, call in _in_bfloat16(cfg, images, labels, given).items()},
+        **{name: (functools.partial(_repeat, call), _STEPS * size) for name, call in steps.items()},
         "pipeline": (drain, _EPOCHS * _BATCHES * size),
         "training_uncached": (lambda: train(half[False]), _EPOCHS * _BATCHES * size // 2),
         "training_cached": (lambda: train(half[True]), _EPOCHS * _BATCHES * size // 2),
     }
+
+
+def _repeat(call: Callable[[], object]) -> None:
+    for _ in range(_STEPS):
+        call()
 
 
 def _steps(
