@@ -1,5 +1,7 @@
 """Backbones, downscalers, decoder and assembly: costs as published, shapes, shared weights, what ships."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -180,6 +182,13 @@ def test_decoder_fits_the_teachers_map(backbone, size, ratio, tap):
     decoder = thumbnet.build_decoder(student, teacher, tap)
     assert decoder.input.shape == student.output[tap].shape
     assert decoder.output.shape == teacher.output[tap].shape
+
+
+def test_a_teacher_alone_needs_no_thumbnails():
+    cfg = Config(backbone="vgg11", image_size=32, ratio=4, width=0.0625, methods=())
+    thumbnet.check(cfg)
+    with pytest.raises(UserError, match=r"can't be laid on a thumbnail of 8 pixels.*call\(\)\. Computed output"):
+        thumbnet.check(dataclasses.replace(cfg, methods=("bicubic",)))
 
 
 def test_decoder_ends_in_depth_to_space(photos):

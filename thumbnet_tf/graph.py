@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,7 +81,7 @@ def lay(
         try:
             result = copied(operation, **settings)(*args, **kwargs)
         except ValueError as error:
-            reason = " ".join(str(error).split())[:120]
+            reason = " ".join(re.sub(r"\x1b\[\d+m", "", str(error)).split())[:120]  # Keras writes in bold
             raise _too_small(operation, image, reason) from None
         for tensor in tf.nest.flatten(result):
             if any(side is not None and side < 1 for side in tensor.shape[1:]):

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 from keras import layers
 
-from thumbnet_tf import backbones, downscaler, foreign, graph
+from thumbnet_tf import backbones, downscaler, foreign, graph, stages
 from thumbnet_tf.config import APPLICATIONS, AUTO, Config, FlagError, UserError
 from thumbnet_tf.graph import precision
 
@@ -69,7 +69,7 @@ def build_downscaler(cfg: Config, kind: str, *, synchronized: bool = False) -> k
 
 
 def check(cfg: Config, teacher: keras.Model | None = None, *, initial: bool = False) -> None:
-    """Builds T, S and D once and throws them away, so that what can't be built is known before anything is trained.
+    """Builds T, and where there are students S and D, and throws them away: what can't be built is known at once.
 
     Args:
         cfg: the configuration.
@@ -80,6 +80,8 @@ def check(cfg: Config, teacher: keras.Model | None = None, *, initial: bool = Fa
         UserError: when the backbone, the sizes or the tap don't go together.
     """
     teacher = teacher or build_teacher(cfg, 2, initial=initial)
+    if not stages.students(cfg):
+        return
     student, _ = build_student(cfg, teacher)
     build_decoder(student, teacher, fm_tap(cfg, teacher))
 
