@@ -5,7 +5,7 @@
 
 A row is a flagfile `experiments/rows/<set>_<row>.flags`. Each pair of row and seed is a run directory
 `<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which must come first; sets that
-differ in the thumbnail's size alone have one T (`TEACHER_SETS`). Results go
+differ in the thumbnail's size alone have one T (`TEACHER_SETS`), rows `generic_*` have none. Results go
 to `experiments/results/<set>.csv` as each run ends; what stands there is not run again. Interrupt it anyhow: the same
 command goes on where it was (`minutes` are then those of the last start).
 """
@@ -26,6 +26,7 @@ from thumbnet_tf.stages import ORIGINAL
 
 ROWS = ROOT / "experiments" / "rows"
 TEACHER_SETS = {"flowers_64": "flowers_32", "plant_64": "plant_32"}  # whose T a set has, where it isn't its own
+ALONE = "generic"  # sets whose rows are networks without a teacher begin like this
 COLUMNS = ("row", *EVALUATED, "minutes")
 
 
@@ -75,8 +76,9 @@ def command(row: str, seed: str, runs: pathlib.Path) -> list[str]:
     """Returns the training command of a row and a seed."""
     given = [sys.executable, "-m", "thumbnet_tf.train", f"--flagfile={ROWS.relative_to(ROOT) / row}.flags"]
     given += [f"--seed={seed}", f"--run_dir={runs / f'{row}_seed{seed}'}"]
-    teacher = teacher_row(row)
-    return given if row == teacher else [*given, f"--teacher={runs / f'{teacher}_seed{seed}'}"]
+    if row == teacher_row(row) or set_of(row).startswith(ALONE):
+        return given
+    return [*given, f"--teacher={runs / f'{teacher_row(row)}_seed{seed}'}"]
 
 
 def note(row: str, seed: str, run: pathlib.Path, minutes: float) -> None:

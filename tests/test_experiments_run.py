@@ -72,6 +72,14 @@ def test_sets_of_one_full_size_share_their_teacher(rows, tmp_path, monkeypatch):
     assert [row["row"] for row in read_rows(tmp_path / "results" / "discs_64.csv")] == ["discs_64_bicubic"] * 2
 
 
+def test_generic_rows_have_no_teacher(rows, tmp_path):
+    (tmp_path / "rows" / "generic_net_bicubic.flags").write_text("--methods=\n")
+    assert run.main(run.Options(rows=("generic_net_bicubic",))) == 0
+    assert rows == [
+        ["--flagfile=rows/generic_net_bicubic.flags", "--seed=0", "--run_dir=runs/generic_net_bicubic_seed0"]
+    ]
+
+
 def test_a_training_that_ends_badly_stops_the_list(rows, capsys):
     assert run.main(run.Options(rows=("discs_32_original",), seeds=("7", "0"))) == 143
     assert "ended with code 143; the same command goes on" in capsys.readouterr().err
@@ -96,8 +104,9 @@ def test_every_row_is_a_configuration_with_its_sets_sizes(row, monkeypatch):
     arguments = values(["train", *run.command(row, "0", pathlib.Path("runs"))[3:]])
     cfg = flags.parsed(Config, arguments[1:], flag_values=values)
     students = stages.students(cfg)
-    assert len(students) == (0 if row.endswith("_original") else 1)
-    assert run.set_of(row).endswith(f"_{cfg.thumbnail_size}")
+    alone = run.set_of(row).startswith(run.ALONE)
+    assert len(students) == (0 if alone or row.endswith("_original") else 1)
+    assert alone or run.set_of(row).endswith(f"_{cfg.thumbnail_size}")
     if not cfg.dataset.startswith("fine_detail") and students:
         assert (cfg.w_cl == 0) == ("kd" in stages.METHODS[students[0]].losses or not stages.METHODS[students[0]].losses)
     assert cfg.mixup_alpha == (0 if cfg.dataset.startswith("fine_detail") else 1)  # of the base that photographs share
