@@ -61,6 +61,11 @@ def set_of(row: str) -> str:
     return "_".join(row.split("_")[:2])
 
 
+def name_in_set(row: str) -> str:
+    """Returns what a row is called in its set: its method, or its difference."""
+    return row.removeprefix(f"{set_of(row)}_")
+
+
 def teacher_row(row: str) -> str:
     """Returns the row that trains the teacher of a row."""
     return f"{TEACHER_SETS.get(set_of(row), set_of(row))}_{ORIGINAL}"

@@ -6,7 +6,7 @@ python -m experiments.tables
 import statistics
 import sys
 
-from experiments.run import ROWS, TEACHER_SETS, names, set_of, teacher_row
+from experiments.run import ROWS, TEACHER_SETS, name_in_set, names, set_of, teacher_row
 from experiments.summary import RESULTS, ROOT, replace_table, spread
 from thumbnet_tf.config import UserError
 from thumbnet_tf.runs import read_rows
@@ -35,7 +35,7 @@ def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
         small = int(found[0]["macs_downscaler"]) / 1e6
         cost = f"{int(found[0]['macs']) / 1e6:.1f}" + (f" (+ {small:.1f})" if small else "")
         lines.append(
-            f"| `{name.removeprefix(f'{set_of(name)}_')}` | {about(name)} | {spread(found, 'top1')} "
+            f"| `{name_in_set(name)}` | {about(name)} | {spread(found, 'top1')} "
             f"| {spread(found, 'teacher_agreement')} | {share} | {cost} | {int(found[0]['params']) / 1e6:.2f} "
             f"| {len(found)} |"
         )
@@ -44,7 +44,7 @@ def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
 
 def about(row: str) -> str:
     """Returns what a row is: a method's description, or the first line of its flagfile."""
-    method = row.removeprefix(f"{set_of(row)}_")
+    method = name_in_set(row)
     if method in METHODS:
         return METHODS[method].about
     return (ROWS / f"{row}.flags").read_text().splitlines()[0].removeprefix("# ")

@@ -6,8 +6,9 @@ import types
 
 import pytest
 from absl import flags as absl_flags
+from matplotlib.collections import PathCollection
 
-from experiments import run, tables
+from experiments import frontier, run, tables
 from thumbnet_tf import flags, stages
 from thumbnet_tf.config import Config, FlagError
 from thumbnet_tf.evaluate import COLUMNS
@@ -129,3 +130,22 @@ def test_table_computes_mean_spread_and_recovered_share():
     )
     assert lines[4].endswith("| 9.9 (+ 4.8) | 2.80 | 2 |")
     assert lines[3].startswith("| `original` | the teacher T on full images | 90.0 ± 0.0 | 50.0 ± 0.0 | 1.00 | 9.9 |")
+
+
+def test_bubbles_are_the_largest_layers_input_and_output():
+    # ResNet-18 of width 0.5 at 128 px: 64 x 64 x 32 values of 4 bytes into the stem's normalisation and out of it
+    assert frontier.row_bytes("flowers_32_original") == 2 * 64 * 64 * 32 * 4
+    # 128 x 128 x 3 values into the downscaler and 32 x 32 x 3 out of it: more than S holds
+    assert frontier.row_bytes("flowers_32_bicubic") == (128 * 128 + 32 * 32) * 3 * 4
+    # E rescales the image: as many out as in
+    assert frontier.row_bytes("flowers_32_thumbnet") == 2 * 128 * 128 * 3 * 4
+
+
+def test_frontier_shows_means_over_multiply_adds_with_e():
+    common = {"split": "test", "macs": "9000000", "macs_downscaler": "1000000"}
+    rows = [common | {"row": "flowers_32_thumbnet", "top1": top} for top in ("0.78", "0.80")]
+    rows.append(rows[0] | {"split": "validation", "top1": "0.1"})
+    axes = frontier.figure("flowers", rows, {"flowers_32_thumbnet": 400_000}).axes[0]
+    (bubbles,) = [each for each in axes.collections if isinstance(each, PathCollection)]
+    assert bubbles.get_offsets().tolist() == [[10.0, pytest.approx(79.0)]]
+    assert bubbles.get_sizes().tolist() == [400.0]

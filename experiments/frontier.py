@@ -1,0 +1,113 @@
+"""Draws accuracy against multiply-adds for each size of thumbnail, beside slimmer networks on full images.
+
+  python -m experiments.frontier flowers   # from results/flowers_{32,64}.csv to results/flowers_frontier.png
+
+A bubble's area is the memory of activations: the largest sum of what one layer reads and writes, for one image.
+"""
+
+import io
+import math
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+
+import keras
+import tensorflow as tf
+from absl import flags as absl_flags
+from matplotlib.figure import Figure
+
+from experiments import run
+from experiments.summary import RESULTS
+from thumbnet_tf import backbones, flags, thumbnet
+from thumbnet_tf.config import Config
+from thumbnet_tf.plots import STYLES
+from thumbnet_tf.runs import read_rows, write_atomically
+from thumbnet_tf.stages import METHODS, ORIGINAL
+
+SIZES = ("32", "64")
+SHOWN = (ORIGINAL, "bicubic", "bicubic_kd", "thumbnet", "slim")
+
+
+def activation_bytes(model: keras.Model) -> int:
+    """Returns the largest sum of one layer's inputs and outputs in bytes of float32, for one image."""
+    return max(
+        sum(4 * math.prod(tensor.shape[1:]) for tensor in tf.nest.flatten([layer.input, layer.output]))
+        for layer in model.layers
+    )
+
+
+def config_of(row: str) -> Config:
+    """Returns what a row's flagfile configures."""
+    values = absl_flags.FlagValues()
+    absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
+    flags.define(Config, flag_values=values)
+    path = (run.ROWS / f"{row}.flags").relative_to(run.ROOT)
+    return flags.parsed(Config, values(["train", f"--flagfile={path}"])[1:], flag_values=values)
+
+
+def row_bytes(row: str) -> int:
+    """Returns the activations' memory of what a row trains, its downscaler included."""
+    cfg, method = config_of(row), run.name_in_set(row)
+    if METHODS[method].downscaler == "none":
+        width = cfg.width if method == ORIGINAL else cfg.slim_width
+        return activation_bytes(backbones.build(cfg.backbone, cfg.image_size, 2, width))
+    small = thumbnet.build_downscaler(cfg, METHODS[method].downscaler)
+    return max(map(activation_bytes, (small, backbones.build(cfg.backbone, cfg.thumbnail_size, 2, cfg.width))))
+
+
+def figure(name: str, rows: Sequence[Mapping[str, str]], memory: Mapping[str, int]) -> Figure:
+    """Draws the test rows, a line for each method through its sizes.
+
+    Args:
+        name: of the data, for the title.
+        rows: of the sets' CSVs.
+        memory: rows that are shown, and the bytes of their activations.
+    """
+    drawing = Figure(figsize=(8, 5.5), dpi=120, layout="constrained")
+    axes = drawing.subplots()
+    for method in SHOWN:
+        points = []
+        for row in (each for each in memory if run.name_in_set(each) == method):
+            found = [each for each in rows if each["row"] == row and each["split"] == "test"]
+            tops = [100 * float(each["top1"]) for each in found]
+            macs = (int(found[0]["macs"]) + int(found[0]["macs_downscaler"])) / 1e6
+            spread = statistics.stdev(tops) if len(tops) > 1 else 0.0
+            points.append((macs, statistics.mean(tops), spread, memory[row]))
+        if not points:
+            continue
+        x, y, error, size = zip(*sorted(points), strict=True)
+        colour = STYLES[method][0]
+        axes.errorbar(x, y, error, color=colour, capsize=3, label=f"{method}: {METHODS[method].about}")
+        axes.scatter(x, y, [each / 1000 for each in size], color=colour, alpha=0.3, linewidths=0)
+        for place in points:
+            axes.annotate(f"{place[1]:.1f}", place[:2], (5, 5), textcoords="offset points", color=colour, fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel("millions of multiply-adds for one image, E included")
+    axes.set_ylabel("top-1 on test, %")
+    axes.set_title(f"{name}: bubbles are the memory of activations")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    return drawing
+
+
+def main(arguments: list[str]) -> int:
+    """Draws one data set's figure; returns the exit code."""
+    if len(arguments) != 1:
+        print(__doc__)
+        return 2
+    paths = [RESULTS / f"{arguments[0]}_{size}.csv" for size in SIZES]
+    rows = [row for path in paths for row in read_rows(path)]
+    if not rows:
+        print(f"error: results are expected in {' or '.join(map(str, paths))}; run experiments.run", file=sys.stderr)
+        return 1
+    shown = sorted({row["row"] for row in rows if run.name_in_set(row["row"]) in SHOWN})
+    content = io.BytesIO()
+    figure(arguments[0], rows, {row: row_bytes(row) for row in shown}).savefig(content, format="png")
+    path = RESULTS / f"{arguments[0]}_frontier.png"
+    write_atomically(path, content.getvalue())
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
