@@ -3,14 +3,16 @@
 import dataclasses
 import pathlib
 import re
+import signal
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
 from teacher_helpers import SIZE, teacher, trunk
+from train_helpers import interrupt_at
 
-from thumbnet_tf import costs, foreign, tflite, thumbnet, variants
+from thumbnet_tf import costs, foreign, loop, tflite, thumbnet, variants
 from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.export import Options, export
 from thumbnet_tf.folding import fold
@@ -195,8 +197,34 @@ def test_ratios_share_one_teacher_and_recommend(own):
     a, b = (np.load(run.path / "original" / "logits_test.npy") for run in runs)
     np.testing.assert_array_equal(a, b)
     assert "recommended: ratio 4, bicubic, the cheapest within 20 points of T's" in text
+    assert len(list(pathlib.Path(cfg.run_dir).glob("teacher_cache/validation-*"))) == 1  # of both ratios
     with pytest.raises(FlagError, match="--ratios takes a list of 2 and 4. Received: 2,3"):
         own(ratios=("2", "3"))
+
+
+def test_a_ratio_that_is_too_much_for_t_is_told_before_the_first_is_trained(own):
+    image = keras.Input((SIZE, SIZE, 3))
+    x = layers.Conv2D(4, 3, 2)(layers.Conv2D(4, 3, 2)(image))  # 7 x 7; of 16 px 3 x 3, of 8 px 1 x 1
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(x))
+    cfg = own(keras.Model(image, layers.Dense(3)(x)), ratios=("2", "4"))
+    with pytest.raises(UserError, match="can't be laid on a thumbnail of 8 pixels; raise --image_size or lower --rat"):
+        train_ratios(cfg)
+    assert not (pathlib.Path(cfg.run_dir) / "ratio2" / "config.json").exists()
+
+
+def test_interrupted_with_an_own_teacher_and_resumed_is_bit_equal(own, monkeypatch):
+    values = {"methods": ("thumbnet",), "epochs": 2, "augment": "crop", "checkpoint_seconds": 0.0}
+    model = teacher("0..255")
+    whole = train(own(model, **values))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 11, signal.SIGTERM)  # of 16 steps; T and S have a Dropout
+        with pytest.raises(loop.Interrupted):
+            train(own(**values, run_dir=f"{whole.path}_parts"))
+    parts = train(own(**values, run_dir=f"{whole.path}_parts"))
+    a, b = (run.load_model("thumbnet", "shipped").weights for run in (whole, parts))
+    for ours, theirs in zip(a, b, strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)
+    assert len(list(whole.path.parent.glob("teacher_cache/train-*"))) == 1
 
 
 @pytest.mark.parametrize(
