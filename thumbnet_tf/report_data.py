@@ -152,7 +152,10 @@ def _network(run: RunDir, cfg: Config) -> str:
     teacher = run.load_model(ORIGINAL, "teacher")
     if teacher.name != foreign.NAME:
         return own
-    name = cfg.teacher if cfg.trains_teacher else f"the network of {cfg.teacher}"
+    source = cfg
+    while (pathlib.Path(source.teacher) / "config.json").is_file():  # where the other run, such as ratio2, has it from
+        source = RunDir(source.teacher).config()
+    name = source.teacher if source.trains_teacher else f"the network of {source.teacher}"
     return f"{name} (map for FM: {thumbnet.fm_tap(cfg, teacher)})"
 
 
