@@ -3,14 +3,17 @@
 import dataclasses
 import pathlib
 import re
+import signal
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
 from teacher_helpers import SIZE, teacher, trunk
+from train_helpers import interrupt_at
 
-from thumbnet_tf import costs, foreign, tflite, thumbnet, variants
+from thumbnet_tf import costs, foreign, loop, tflite, thumbnet, variants
+from thumbnet_tf.compare import recommendation
 from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.export import Options, export
 from thumbnet_tf.folding import fold
@@ -89,7 +92,9 @@ def test_run_with_an_own_teacher(own, caplog):
     cfg = own(teacher("0..1"), teacher_input="0..1", methods=("direct", "thumbnet"))
     run = train(cfg)
     assert run.finished_methods() == ["original", "direct", "thumbnet"]
-    assert "% of 60 validation images right with --teacher_input=0..1" in (run.path / "log.txt").read_text()
+    log = (run.path / "log.txt").read_text()
+    assert "% of 60 validation images right with --teacher_input=0..1" in log
+    assert "FM's map is that of T's layer depthwise2" in log or "FM's map is that of T's layer conv3" in log
     labels = np.repeat([0, 1, 2], 20)
     assert (np.load(run.path / "original" / "logits_validation.npy").argmax(-1) == labels).mean() > 0.95
     teacher("-1..1").save(cfg.teacher)
@@ -195,8 +200,40 @@ def test_ratios_share_one_teacher_and_recommend(own):
     a, b = (np.load(run.path / "original" / "logits_test.npy") for run in runs)
     np.testing.assert_array_equal(a, b)
     assert "recommended: ratio 4, bicubic, the cheapest within 20 points of T's" in text
+    rows = {int(row["ratio"]): row for row in read_rows(pathlib.Path(cfg.run_dir) / "ratios.csv")}
+    saves = int(rows[4]["teacher_macs"]) / int(rows[4]["macs"])
+    assert saves > 11
+    assert text.endswith(f"; {saves:.1f} times fewer multiply-adds than T")
+    dear = [row | {"macs": int(row["teacher_macs"]) + 1} for row in rows.values()]
+    assert recommendation(dear, 0.2).endswith("; which saves no multiply-adds: T costs less")
+    assert len(list(pathlib.Path(cfg.run_dir).glob("teacher_cache/validation-*"))) == 1  # of both ratios
     with pytest.raises(FlagError, match="--ratios takes a list of 2 and 4. Received: 2,3"):
         own(ratios=("2", "3"))
+
+
+def test_a_ratio_that_is_too_much_for_t_is_told_before_the_first_is_trained(own):
+    image = keras.Input((SIZE, SIZE, 3))
+    x = layers.Conv2D(4, 3, 2)(layers.Conv2D(4, 3, 2)(image))  # 7 x 7; of 16 px 3 x 3, of 8 px 1 x 1
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(x))
+    cfg = own(keras.Model(image, layers.Dense(3)(x)), ratios=("2", "4"))
+    with pytest.raises(UserError, match="can't be laid on a thumbnail of 8 pixels; raise --image_size or lower --rat"):
+        train_ratios(cfg)
+    assert not (pathlib.Path(cfg.run_dir) / "ratio2" / "config.json").exists()
+
+
+def test_interrupted_with_an_own_teacher_and_resumed_is_bit_equal(own, monkeypatch):
+    values = {"methods": ("thumbnet",), "epochs": 2, "augment": "crop", "checkpoint_seconds": 0.0}
+    model = teacher("0..255")
+    whole = train(own(model, **values))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 11, signal.SIGTERM)  # of 16 steps; T and S have a Dropout
+        with pytest.raises(loop.Interrupted):
+            train(own(**values, run_dir=f"{whole.path}_parts"))
+    parts = train(own(**values, run_dir=f"{whole.path}_parts"))
+    a, b = (run.load_model("thumbnet", "shipped").weights for run in (whole, parts))
+    for ours, theirs in zip(a, b, strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)
+    assert len(list(whole.path.parent.glob("teacher_cache/train-*"))) == 1
 
 
 @pytest.mark.parametrize(

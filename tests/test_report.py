@@ -11,8 +11,9 @@ import shutil
 import numpy as np
 import pytest
 from run_helpers import CLASSES, IMAGE_SIZE, RATIO
+from teacher_helpers import teacher
 
-from thumbnet_tf import report, report_sections
+from thumbnet_tf import report, report_data, report_sections
 from thumbnet_tf.config import FlagError, UserError
 from thumbnet_tf.data import sources
 from thumbnet_tf.report import Options
@@ -20,6 +21,7 @@ from thumbnet_tf.report_data import gather
 from thumbnet_tf.report_html import Markup, element, table
 from thumbnet_tf.runs import RunDir, read_rows, write_rows
 from thumbnet_tf.stats import Paired, wilson
+from thumbnet_tf.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 EMPTY = {"meta", "img", "link", "input", "br", "hr"}  # elements without an end
@@ -166,6 +168,22 @@ def test_classes_and_images_are_those_of_the_answers(page, study, text):
     assert len(images) == 4 * (1 + 2 + 2) + min(lost, 10) * (1 + 2)
     own = [attributes for attributes in images if attributes["class"] == "own"]
     assert {(a["width"], a["height"]) for a in own} == {(str(IMAGE_SIZE // RATIO),) * 2}
+
+
+def test_a_teacher_of_the_users_own_is_named(own):
+    run = train(own(teacher("0..255"), methods=("thumbnet",)))
+    text = report_sections.page(gather(run), 1, 1)
+    name = f"the network of {run.config().teacher} (map for FM: "
+    assert f"against the teacher T: {name}" in text
+    assert f"T and S: {name}" in text
+    assert "resnet18" not in text
+    later = dataclasses.replace(run.config(), teacher=str(run.path))  # as the second of several ratios
+    assert report_data._network(run, later).startswith(name)
+    rows = {row["method"]: row for row in read_rows(run.path / "results.csv") if row["split"] == "test"}
+    whole = int(rows["thumbnet"]["macs"]) + int(rows["thumbnet"]["macs_downscaler"])
+    more = whole / int(rows["original"]["macs"])
+    assert more > 1.05  # E costs more than this T
+    assert f"<b>{more:.1f}x</b>as many multiply-adds as T: E costs more than S saves" in text
 
 
 def test_what_comes_from_data_is_escaped(study):

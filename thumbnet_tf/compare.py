@@ -12,7 +12,10 @@ from thumbnet_tf.runs import RunDir, read_rows, write_rows
 from thumbnet_tf.stages import ORIGINAL
 from thumbnet_tf.stats import Paired
 
-COLUMNS = ("ratio", "method", "macs", "examples", "top1", "teacher_top1", "drop", "drop_low", "drop_high", "confidence")
+COLUMNS = (
+    *("ratio", "method", "macs", "teacher_macs", "examples", "top1", "teacher_top1"),
+    *("drop", "drop_low", "drop_high", "confidence"),
+)
 
 
 def configs(cfg: Config) -> list[Config]:
@@ -58,6 +61,7 @@ def compare(root: str, runs: Sequence[RunDir], labels: np.ndarray) -> list[dict]
                     "ratio": run.config().ratio,
                     "method": method,
                     "macs": int(costs[method]["macs"]) + int(costs[method]["macs_downscaler"]),
+                    "teacher_macs": int(costs[ORIGINAL]["macs"]),
                     "examples": len(labels),
                     "top1": f"{student.mean():.6f}",
                     "teacher_top1": f"{teacher.mean():.6f}",
@@ -75,6 +79,8 @@ def compare(root: str, runs: Sequence[RunDir], labels: np.ndarray) -> list[dict]
 def recommendation(rows: Sequence[dict], max_drop: float) -> str:
     """Returns the table of `compare` and which network it speaks for, and how surely, as text."""
     lines = [f"{'ratio':>5} {'method':<18}{'M multiply-adds':>16}{'top-1':>9}{'lost against T (95 % interval)':>36}"]
+    teacher_macs, teacher_top1 = int(rows[0]["teacher_macs"]), f"{100 * float(rows[0]['teacher_top1']):.2f}%"
+    lines.append(f"{1:>5} {ORIGINAL:<18}{teacher_macs / 1e6:>16.2f}{teacher_top1:>9}{'-':>36}")
     for row in rows:
         drop, low, high = (100 * float(row[key]) for key in ("drop", "drop_low", "drop_high"))
         interval = f"{drop:.2f} ({low:.2f} to {high:.2f}) points"
@@ -93,9 +99,13 @@ def recommendation(rows: Sequence[dict], max_drop: float) -> str:
         if high <= 100 * max_drop
         else f"not surely: {row['examples']} images leave a loss of up to {high:.2f} points possible"
     )
+    saves = teacher_macs / int(row["macs"])
+    cost = (
+        f"{saves:.1f} times fewer multiply-adds than T" if saves > 1 else "which saves no multiply-adds: T costs less"
+    )
     lines.append(
         f"recommended: ratio {row['ratio']}, {row['method']}, the cheapest within {allowed} (--max_drop), {sure}; "
-        f"confidence {100 * confidence:.0f} %"
+        f"confidence {100 * confidence:.0f} %; {cost}"
     )
     return "\n".join(lines)
 

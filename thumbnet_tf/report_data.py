@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from thumbnet_tf import benchmark_report, parity, plots, publish
+from thumbnet_tf import benchmark_report, foreign, parity, plots, publish, thumbnet
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import sources
 from thumbnet_tf.evaluate import COLUMNS
@@ -47,6 +47,7 @@ class Study:
         cfg: its resolved configuration.
         facts: what its `data.json` says.
         method: the one that the report is about, S below.
+        network: what T and S are, as words.
         rows: the test rows of `results.csv` by method.
         versions: of Python and packages, at the end of the method's training.
         dataset: its test split; None where the images or the answers can't be read.
@@ -61,6 +62,7 @@ class Study:
     cfg: Config
     facts: Mapping[str, Any]
     method: str
+    network: str
     rows: Mapping[str, Mapping[str, str]]
     versions: Mapping[str, str]
     dataset: sources.Dataset | None
@@ -130,6 +132,7 @@ def gather(run: RunDir, method: str = "", export_dir: str = "", data_dir: str = 
         cfg=cfg,
         facts=facts,
         method=method,
+        network=_network(run, cfg),
         rows=rows,
         versions=_versions(run.method(method) / "done.json"),
         dataset=dataset,
@@ -139,6 +142,21 @@ def gather(run: RunDir, method: str = "", export_dir: str = "", data_dir: str = 
         benchmark=_benchmark(run),
         export=_named_export(run, method, export_dir) if export_dir else find_export(run, method),
     )
+
+
+def _network(run: RunDir, cfg: Config) -> str:
+    """Returns what T and S are, as words; of a T that is none of our backbones with the map that FM uses."""
+    own = f"{cfg.backbone}, width {cfg.width:g}"
+    if cfg.teacher == "train":
+        return own
+    teacher = run.load_model(ORIGINAL, "teacher")
+    if teacher.name != foreign.NAME:
+        return own
+    source = cfg
+    while (pathlib.Path(source.teacher) / "config.json").is_file():  # where the other run, such as ratio2, has it from
+        source = RunDir(source.teacher).config()
+    name = source.teacher if source.trains_teacher else f"the network of {source.teacher}"
+    return f"{name} (map for FM: {thumbnet.fm_tap(cfg, teacher)})"
 
 
 def find_export(run: RunDir, method: str, root: str = "saved_models") -> Export | None:

@@ -71,7 +71,7 @@ def _lead(study: Study) -> Markup:
     cfg, method = study.cfg, study.method
     first = paragraph(
         element("code", method),
-        f" ({METHODS[method].about}) against the teacher T: {cfg.backbone}, width {cfg.width:g}, "
+        f" ({METHODS[method].about}) against the teacher T: {study.network}, "
         f"{cfg.image_size} px images, {cfg.thumbnail_size} px thumbnails.",
         class_="soft",
     )
@@ -86,7 +86,9 @@ def _lead(study: Study) -> Markup:
         (f"{teacher[0]} %", f"T, top-1 on {total} test images; 95 %: {teacher[1]}"),
         (f"{student[0]} %", f"S on thumbnails; 95 %: {student[1]}"),
         (f"{100 * (right_s - right_t) / total:+.1f}", against),
-        (f"{fewer:.1f}x", "fewer multiply-adds than T, E counted"),
+        (f"{fewer:.1f}x", "fewer multiply-adds than T, E counted")
+        if fewer >= 1
+        else (f"{1 / fewer:.1f}x", "as many multiply-adds as T: E costs more than S saves"),
         (f"{cfg.ratio**2}x", "fewer pixels in a thumbnail"),
     ]
     boxes = [element("div", element("b", value), text, class_="tile") for value, text in tiles]
@@ -112,7 +114,7 @@ def _trained(study: Study) -> Markup:
         ("Left out", f"{bad} images that can't be decoded" if bad else "no image"),
         ("Classes", f"{len(classes)}: {some}"),
         ("Sizes", f"{cfg.image_size} px images, {cfg.thumbnail_size} px thumbnails (ratio {cfg.ratio})"),
-        ("Networks", f"T and S: {cfg.backbone}, width {cfg.width:g}; E: {_downscaler(study)}"),
+        ("Networks", f"T and S: {study.network}; E: {_downscaler(study)}"),
         ("Teacher", f"taken from {cfg.teacher}" if given else f"trained here, epochs: {cfg.teacher_epochs}"),
         ("Loss", " + ".join(f"{w:g} {term.upper()}" for term, w in weights.items()) or "none"),
         ("Schedule", f"epochs: {cfg.epochs}; {cfg.optimizer}, batch {cfg.batch_size}, peak rate {cfg.learning_rate:g}"),

@@ -300,9 +300,11 @@ def _key(cfg: Config, weights: str, split: Split, fingerprint: str) -> str:
 
 
 def _digest_of(model: keras.Model) -> str:
-    """Returns a digest of a model's architecture and weights."""
+    """Returns a digest of a model's architecture and weights; the state of a Dropout's seed, which is new in each
+    process, is none of them.
+    """
     digest = hashlib.sha256(model.to_json().encode())
-    for variable in model.variables:
+    for variable in model.weights:
         digest.update(np.ascontiguousarray(variable.numpy()))
     return digest.hexdigest()
 

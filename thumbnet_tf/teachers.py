@@ -3,6 +3,8 @@
 import hashlib
 import logging
 import pathlib
+import re
+import zipfile
 from collections.abc import Mapping
 
 import keras
@@ -31,9 +33,10 @@ def given(cfg: Config) -> keras.Model:
         model = _load(path)
     else:
         if not (pathlib.Path(cfg.teacher) / "config.json").is_file():
+            what = "is a file of another kind" if pathlib.Path(cfg.teacher).is_file() else "holds no run"
             raise UserError(
-                f"--teacher must be train, a run directory, a .keras file or {APPLICATIONS}NAME. "
-                f"Received: {cfg.teacher}, which holds no run"
+                f"--teacher must be train, a run directory, a .keras file (model.save('mine.keras')) or "
+                f"{APPLICATIONS}NAME. Received: {cfg.teacher}, which {what}"
             )
         model = load_keras(path)
     outputs = model.output if isinstance(model, keras.Function) else None
@@ -109,6 +112,8 @@ def check_classes(teacher: keras.Model, cfg: Config, dataset: sources.Dataset) -
         images = pipeline.eval_images(split, cfg, ids.tolist())
         used = _DEFAULT_INPUT if cfg.teacher_input == AUTO else cfg.teacher_input
         judge(_answers(teacher, images, used), np.asarray(split.labels)[ids], names, used)
+    if teacher.name == foreign.NAME:  # said when it was loaded too, before the run had a log
+        _log.info("FM's map is that of T's layer %s", thumbnet.fm_tap(cfg, teacher))
 
 
 def judge(answers: Mapping[str, np.ndarray], labels: np.ndarray, names: tuple[str, ...], used: str) -> None:
@@ -210,15 +215,25 @@ def _load(path: pathlib.Path) -> keras.Model:
         UserError: when it isn't there, is broken, or holds code or classes of its own.
     """
     if not path.is_file():
-        raise UserError(f"--teacher must be a .keras file that is there. Received: {path}, which doesn't exist")
+        kind = "is a folder" if path.is_dir() else "doesn't exist"
+        raise UserError(f"--teacher must be a .keras file that is there. Received: {path}, which {kind}")
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            "--teacher can't be loaded: it is no .keras file, or is cut off; save the model anew by "
+            f"model.save('mine.keras'). Received: {path}"
+        )
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds
         text = " ".join(str(error).split())
-        if "Lambda" in text or "lambda" in text:
+        foreign_class = re.search(r"Could not locate (class|function) '[^']*'", text)
+        if foreign_class:
+            reason = (
+                "it holds code that isn't Keras' own; build T from Keras' own layers "
+                f"({foreign_class[0].replace('Could not locate ', '')})"
+            )
+        elif "`Lambda`" in text or "Python lambda" in text:
             reason = "it holds a Lambda, which is code that isn't run; build T from Keras' own layers"
-        elif "Could not locate" in text or "custom" in text:
-            reason = f"it holds a class that isn't Keras' own; build T from Keras' own layers ({text[:140]})"
         else:
             reason = f"it is no readable Keras model ({text[:140]})"
         raise UserError(f"--teacher can't be loaded: {reason}. Received: {path}") from None

@@ -67,6 +67,11 @@ def train(cfg: Config) -> RunDir:
             "train takes one ratio; give several to thumbnet_tf.train.train_ratios. "
             f"Received: ratios={','.join(cfg.ratios)}"
         )
+    return _train(cfg, (cfg.ratio,))
+
+
+def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
+    """Does what `train` says; first checks that T goes with some ratios, those of later runs included."""
     cfg = cfg.resolved()
     students = stages.students(cfg)
     run = RunDir(cfg.run_dir)
@@ -76,7 +81,8 @@ def train(cfg: Config) -> RunDir:
         taken = not job.is_chief or run.is_done(ORIGINAL)
         given = None if taken or cfg.trains_teacher else teachers.given(cfg)
         if given is not None or cfg.trains_teacher:
-            thumbnet.check(cfg, given, initial=not taken)
+            for ratio in ratios:
+                thumbnet.check(dataclasses.replace(cfg, ratio=ratio), given, initial=not taken)
         _claim(run, cfg, job)
         with run.log_to_file() if job.is_chief else contextlib.nullcontext():
             if job.machines > 1:
@@ -118,7 +124,8 @@ def train_ratios(cfg: Config) -> str:
         UserError, loop.Interrupted: as `train`.
     """
     configs = compare.configs(cfg)
-    runs = [train(each) for each in configs]
+    ratios = [each.ratio for each in configs]
+    runs = [_train(each, ratios[index:]) for index, each in enumerate(configs)]
     labels = sources.load(configs[0].resolved(), ("validation",)).splits["validation"].labels
     rows = compare.compare(cfg.run_dir, runs, labels)
     return compare.recommendation(rows, cfg.max_drop)
