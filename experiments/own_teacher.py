@@ -55,7 +55,7 @@ def build(size: int, classes: int) -> keras.Model:
             keras.Input((size, size, 3)),
             layers.RandomFlip("horizontal"),
             layers.RandomTranslation(0.1, 0.1),
-            layers.RandomZoom((-0.3, 0.1)),
+            layers.RandomZoom((-0.4, 0.1)),
             layers.Rescaling(1 / 127.5, offset=-1),
             trunk,
             layers.GlobalAveragePooling2D(),
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--photos", default="runs/own_photos", help="folder of the split that is made of them")
     parser.add_argument("--out", default="runs/own_teacher.keras")
     parser.add_argument("--size", type=int, default=96, help="side of the input in pixels")
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=110)
     parser.add_argument("--limit", type=int, default=0, help="photographs of each class; 0 = all")
     args = parser.parse_args()
     keras.utils.set_random_seed(0)
@@ -82,14 +82,16 @@ def main() -> None:
     x, y = images(photos / "train", classes, args.size, args.limit)
     model = build(args.size, len(classes))
     rate = keras.optimizers.schedules.CosineDecay(2e-3, args.epochs * -(-len(x) // 64))
-    model.compile(
-        keras.optimizers.AdamW(rate, weight_decay=0.05), "sparse_categorical_crossentropy", metrics=["accuracy"]
-    )
-    model.fit(x, y, batch_size=64, epochs=args.epochs, verbose=2)
+    model.compile(keras.optimizers.AdamW(rate, weight_decay=0.05), "categorical_crossentropy", metrics=["accuracy"])
+    mixup = layers.MixUp(1.0)
+    batches = tf.data.Dataset.from_tensor_slices((x, keras.utils.to_categorical(y))).shuffle(len(x)).batch(64)
+    batches = batches.map(lambda images, labels: tuple(mixup({"images": images, "labels": labels}).values()))
+    model.fit(batches.prefetch(2), epochs=args.epochs, verbose=2)
     pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     model.save(args.out)
     for part in ("validation", "test"):
-        _, accuracy = model.evaluate(*images(photos / part, classes, args.size, args.limit), verbose=0)
+        x, y = images(photos / part, classes, args.size, args.limit)
+        _, accuracy = model.evaluate(x, keras.utils.to_categorical(y), verbose=0)
         print(f"{args.out}: {100 * accuracy:.1f} % of the {part} photographs right; classes: {', '.join(classes)}")
 
 

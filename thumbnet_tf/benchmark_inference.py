@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-from thumbnet_tf import costs, peak_memory, tflite, thumbnet, timing
+from thumbnet_tf import costs, foreign, peak_memory, tflite, thumbnet, timing
 from thumbnet_tf.benchmark_report import figure, markdown, publish
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.frozen import freeze
@@ -58,6 +58,12 @@ class Subject:
 
     cfg: Config
     models: thumbnet.Deployed
+
+    @property
+    def backbone(self) -> str:
+        """What T and S are called: `own_teacher` where T is the user's own."""
+        name = self.models.teacher.name
+        return name if name == foreign.NAME else self.cfg.backbone
 
     @property
     def by_name(self) -> dict[str, keras.Model]:
@@ -131,8 +137,8 @@ def measure(subjects: Sequence[Subject], rounds: int, batch: int = BATCH) -> lis
         UserError: when memory can't be measured.
     """
     rows = []
-    for backbone in dict.fromkeys(subject.cfg.backbone for subject in subjects):
-        chosen = [subject for subject in subjects if subject.cfg.backbone == backbone]
+    for backbone in dict.fromkeys(subject.backbone for subject in subjects):
+        chosen = [subject for subject in subjects if subject.backbone == backbone]
         models = {("teacher", 1): chosen[0].by_name["teacher"]}  # one T for all ratios
         for subject in chosen:
             models |= {(name, subject.cfg.ratio): subject.by_name[name] for name in MODELS if name != "teacher"}
@@ -141,7 +147,7 @@ def measure(subjects: Sequence[Subject], rounds: int, batch: int = BATCH) -> lis
             memory = peak_memory.measure(list(models.values()), batch, dtype)
             values |= {(case, *key): np.array([size]) for key, size in zip(models, memory, strict=True)}
         values |= _times(backbone, models, rounds, batch)
-        rows += [_row(key, found, values, chosen[0].cfg, batch) for key, found in values.items()]
+        rows += [_row(key, found, values, chosen[0], batch) for key, found in values.items()]
     return rows
 
 
@@ -178,13 +184,15 @@ def _interpreter(content: bytes) -> Callable[[], None]:
     return interpreter.invoke
 
 
-def _row(key: Key, found: np.ndarray, values: Mapping[Key, np.ndarray], cfg: Config, batch: int) -> dict[str, object]:
+def _row(
+    key: Key, found: np.ndarray, values: Mapping[Key, np.ndarray], subject: Subject, batch: int
+) -> dict[str, object]:
     case, model, ratio = key
     row = {
         "case": case,
-        "backbone": cfg.backbone,
+        "backbone": subject.backbone,
         "model": model,
-        "image_size": cfg.image_size,
+        "image_size": subject.cfg.image_size,
         "ratio": ratio,
         "batch": batch if "memory" in case or case.endswith("throughput") else 1,
         "macs": values["macs", model, ratio][0],

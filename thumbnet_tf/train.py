@@ -124,8 +124,7 @@ def train_ratios(cfg: Config) -> str:
         UserError, loop.Interrupted: as `train`.
     """
     configs = compare.configs(cfg)
-    ratios = [each.ratio for each in configs]
-    runs = [_train(each, ratios[index:]) for index, each in enumerate(configs)]
+    runs = [_train(each, [later.ratio for later in configs[index:]]) for index, each in enumerate(configs)]
     labels = sources.load(configs[0].resolved(), ("validation",)).splits["validation"].labels
     rows = compare.compare(cfg.run_dir, runs, labels)
     return compare.recommendation(rows, cfg.max_drop)
@@ -235,11 +234,9 @@ def _train_method(
             validation_batches=validation_batches,
             job=job,
         )
-    if is_teacher:
-        return {"teacher": plain(trainer.student)}
     kind, student = METHODS[method].downscaler, plain(trainer.student)
     if kind == "none":
-        return {"student": student}
+        return {"teacher" if is_teacher else "student": student}
     downscaler = plain(trainer.downscaler)
     shipped = thumbnet.build_shipped(cfg, kind, downscaler, student)
     return {"downscaler": downscaler, "student": student, "shipped": shipped}
