@@ -23,6 +23,8 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--use-fake-device-for-media-stream",  # a camera that films a test pattern
+    "--use-fake-ui-for-media-stream",
     "--remote-debugging-pipe",
 )
 

@@ -26,7 +26,7 @@ from thumbnet_tf.predict import list_images
 SCORE_DIFF = 1e-2  # largest difference of any score that float32 files may show
 
 # labels and scores of a list in the page, and the thumbnail's pixels as RGBA
-_SCORES = "[...document.querySelectorAll('#{}-scores li')].map((li) => [li.dataset.label, Number(li.dataset.score)])"
+SCORES = "[...document.querySelectorAll('#{}-scores li')].map((li) => [li.dataset.label, Number(li.dataset.score)])"
 _PIXELS = (
     "(() => {const c = document.getElementById('thumbnail');"
     "return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data];})()"
@@ -119,7 +119,7 @@ def _shown(page: browser.Browser) -> dict[str, Any]:
     label = "document.getElementById('{}-label').textContent"
     return {
         "labels": {who: page.evaluate(label.format(who)) for who in ("student", "teacher")},
-        "scores": {who: page.evaluate(_SCORES.format(who)) for who in ("student", "teacher")},
+        "scores": {who: page.evaluate(SCORES.format(who)) for who in ("student", "teacher")},
         "thumbnail": np.array(page.evaluate(_PIXELS), np.uint8).reshape(side, side, 4)[..., :3],
     }
 

@@ -265,3 +265,22 @@ def test_headers_allow_the_inline_script_of_the_page_only():
     policy = demo_server._headers(Resource(page, ".html"))["Content-Security-Policy"]
     # SHA-256 of "{}" in base64
     assert "'sha256-RBNvo1WzZ4oRRq0W9+hknpT7T8If536DEMBg9hyq/4o='" in policy and "unsafe-inline" not in policy
+
+
+@pytest.mark.slow
+def test_the_camera_takes_photos_and_is_let_go(exported, page):
+    options = demo.Options(export_dir=str(exported), port=0, litert_dir=str(LITERT))
+    with demo_check.served(options) as url:
+        page.call("Page.navigate", url=url)
+        page.wait("['ready', 'error'].includes(document.body?.dataset.state)")
+        page.evaluate("document.getElementById('camera').click()")
+        page.wait("document.getElementById('video').videoWidth > 0 && !document.getElementById('shoot').hidden")
+        page.evaluate("document.body.dataset.state = 'chosen'; document.getElementById('shoot').click()")
+        page.wait("['done', 'error'].includes(document.body.dataset.state)")
+        assert page.evaluate("document.body.dataset.state") == "done"
+        assert sum(score for _, score in page.evaluate(demo_check.SCORES.format("student"))) == pytest.approx(
+            1, abs=1e-3
+        )
+        page.evaluate("document.getElementById('camera').click()")
+        assert page.evaluate("document.getElementById('video').srcObject === null")
+        assert page.evaluate("document.getElementById('camera').getAttribute('aria-pressed')") == "false"
