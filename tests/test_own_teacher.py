@@ -222,6 +222,7 @@ def test_a_ratio_that_is_too_much_for_t_is_told_before_the_first_is_trained(own)
     assert not (pathlib.Path(cfg.run_dir) / "ratio2" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_interrupted_with_an_own_teacher_and_resumed_is_bit_equal(own, monkeypatch):
     values = {"methods": ("thumbnet",), "epochs": 2, "augment": "crop", "checkpoint_seconds": 0.0}
     model = teacher("0..255")

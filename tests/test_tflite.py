@@ -228,6 +228,7 @@ def test_thumbnails_of_other_bits(photos, bits, step):
             tflite.convert(model, "downscaler", "int8", calibration=shots)
 
 
+@pytest.mark.slow
 def test_vgg_and_bicubic_as_one_model(photos):
     keras.utils.set_random_seed(0)
     cfg = Config(run_dir="unused", dataset="fine_detail", image_size=64, ratio=2, backbone="vgg11", width=0.0625)
