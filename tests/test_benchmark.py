@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -44,7 +45,8 @@ def test_ratio_is_of_costs_not_of_rates():
         ("frozen_throughput", "thumbnet", 4): np.array([50.0, 40.0, 100.0]),
     }
     key = ("frozen_throughput", "thumbnet", 4)
-    row = benchmark_inference._row(key, values[key], values, Config(image_size=32), 8)
+    subject = types.SimpleNamespace(cfg=Config(image_size=32), backbone="resnet18")
+    row = benchmark_inference._row(key, values[key], values, subject, 8)
     assert (row["unit"], row["median"], row["teacher_over_it"]) == ("images/s", "160.000", "4.00")  # 8 in 50 ms
     assert row["macs"] == 3
 

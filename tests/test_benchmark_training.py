@@ -19,6 +19,7 @@ def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark_training, "DEFAULTS", (TINY,))
+        patch.setattr(benchmark_training, "_STEPS", 2)
         patch.setitem(benchmark_training.thumbnet.backbones.RESNETS, "resnet18", ((1, 1), False))
         benchmark.main(benchmark.Options(what="training", out=str(folder), rounds=2))
     assert (folder / "benchmark_training.png").read_bytes().startswith(b"\x89PNG")
