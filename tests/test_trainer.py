@@ -141,9 +141,7 @@ def replica_weights(method: str, cfg: Config, devices: list[str], photos) -> dic
 
 
 @pytest.mark.usefixtures("tiny_resnet")
-@pytest.mark.parametrize(
-    "method", [m if m == "thumbnet" else pytest.param(m, marks=pytest.mark.slow) for m in TRAINED]
-)
+@pytest.mark.parametrize("method", [m if m == "thumbnet" else pytest.param(m, marks=pytest.mark.slow) for m in TRAINED])
 def test_one_and_two_replicas_train_alike(method, photos):
     cfg = config(clip_norm=0.5)
     one = replica_weights(method, cfg, ["CPU:0"], photos)
