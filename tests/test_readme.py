@@ -70,7 +70,7 @@ def test_the_runtime_of_the_demo_is_installed_as_it_asks_for():
     assert f"npm install --prefix {demo.LITERT_DIR} @litertjs/core@{demo.LITERT_VERSION}" in README
 
 
-@pytest.mark.parametrize("name", ["quickstart", "flowers_quick"])
+@pytest.mark.parametrize("name", ["quickstart", "flowers_quick", "own_teacher"])
 def test_tables_are_those_of_the_result_files(name):
     rows = read_rows(summary.RESULTS / f"{name}.csv")
     assert summary.block(name).search(README)[2] == summary.markdown(rows) + "\n"
