@@ -11,6 +11,8 @@ command goes on where it was (`minutes` are then those of the last start).
 """
 
 import dataclasses
+import datetime
+import os
 import pathlib
 import statistics
 import subprocess
@@ -27,7 +29,7 @@ from thumbnet_tf.stages import ORIGINAL
 ROWS = ROOT / "experiments" / "rows"
 TEACHER_SETS = {"flowers_64": "flowers_32", "plant_64": "plant_32"}  # whose T a set has, where it isn't its own
 ALONE = "generic"  # sets whose rows are networks without a teacher begin like this
-COLUMNS = ("row", *EVALUATED, "minutes")
+COLUMNS = ("row", *EVALUATED, "minutes", "cores", "date")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,11 @@ def command(row: str, seed: str, runs: pathlib.Path) -> list[str]:
     return [*given, f"--teacher={runs / f'{teacher_row(row)}_seed{seed}'}"]
 
 
+def cores() -> int:
+    """Returns how many CPU cores a training may use: those that it is bound to."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def note(row: str, seed: str, run: pathlib.Path, minutes: float) -> None:
     """Adds the results of a finished run to its set's CSV, those of its last method: T is a row of its own.
 
@@ -98,7 +105,8 @@ def note(row: str, seed: str, run: pathlib.Path, minutes: float) -> None:
         raise UserError(f"a finished run is expected. Received: {run}, which has no results.csv")
     method = found[-1]["method"]
     kept = [each for each in read_rows(path) if (each["row"], each["seed"]) != (row, seed)]
-    new = [{"row": row, **each, "minutes": f"{minutes:.1f}"} for each in found if each["method"] == method]
+    how = {"minutes": f"{minutes:.1f}", "cores": str(cores()), "date": datetime.date.today().isoformat()}
+    new = [{"row": row, **each, **how} for each in found if each["method"] == method]
     write_rows(path, COLUMNS, sorted(kept + new, key=lambda each: (each["row"], int(each["seed"]), each["split"])))
 
 

@@ -1,4 +1,4 @@
-"""Writes the tables of all measured sets of rows into experiments/README.md, from experiments/results/<set>.csv.
+"""Writes all measured sets' tables into experiments/README.md and rows' flagfiles, from experiments/results/<set>.csv.
 
 python -m experiments.tables
 """
@@ -9,7 +9,7 @@ import sys
 from experiments.run import ROWS, TEACHER_SETS, name_in_set, names, set_of, teacher_row
 from experiments.summary import RESULTS, ROOT, replace_table, spread
 from thumbnet_tf.config import UserError
-from thumbnet_tf.runs import read_rows
+from thumbnet_tf.runs import read_rows, write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 
@@ -50,15 +50,46 @@ def about(row: str) -> str:
     return (ROWS / f"{row}.flags").read_text().splitlines()[0].removeprefix("# ")
 
 
+def rows_of(of_set: str) -> list[dict[str, str]]:
+    """Returns the rows of a set's CSV, and those of its T where these stand in another set's; empty if not measured."""
+    rows = read_rows(RESULTS / f"{of_set}.csv")
+    if rows and of_set in TEACHER_SETS:
+        teachers = read_rows(RESULTS / f"{TEACHER_SETS[of_set]}.csv")
+        rows += [row for row in teachers if row["row"] == teacher_row(row["row"])]
+    return rows
+
+
+def with_header(text: str, rows: list[dict[str, str]]) -> str:
+    """Returns a flagfile's text whose first comment ends in what its row cost and reached.
+
+    Args:
+        text: of the flagfile; lines of an earlier measurement are replaced.
+        rows: of this row in its set's CSV.
+    """
+    tests = [row for row in rows if row["split"] == "test"]
+    minutes = sorted({float(row["minutes"]) for row in tests})
+    cores = "/".join(sorted({row["cores"] for row in tests}))
+    seeds = ", ".join(sorted({row["seed"] for row in tests}))
+    header = [
+        f"# Cost:     {' to '.join(f'{each:g}' for each in minutes[:: max(1, len(minutes) - 1)])} minutes a seed, "
+        f"CPU cores: {cores}",
+        f"# Expected: {spread(tests, 'top1')} % of test right (seeds {seeds}; {max(row['date'] for row in tests)})",
+    ]
+    lines = [line for line in text.splitlines() if not line.startswith(("# Cost:", "# Expected:"))]
+    first = next(index for index, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join([*lines[:first], *header, *lines[first:]]) + "\n"
+
+
 def main() -> int:
-    """Writes every table that has results; returns the exit code."""
+    """Writes every table that has results, and its rows' headers; returns the exit code."""
     for of_set in sorted({set_of(row) for row in names()}):
-        rows = read_rows(RESULTS / f"{of_set}.csv")
+        rows = rows_of(of_set)
+        for name in {row["row"] for row in rows if set_of(row["row"]) == of_set}:
+            path = ROWS / f"{name}.flags"
+            found = [row for row in rows if row["row"] == name]
+            write_atomically(path, with_header(path.read_text(), found))
         if not rows:
             continue
-        if of_set in TEACHER_SETS:
-            teachers = read_rows(RESULTS / f"{TEACHER_SETS[of_set]}.csv")
-            rows += [row for row in teachers if row["row"] == teacher_row(row["row"])]
         try:
             replace_table(ROOT / "experiments" / "README.md", of_set, markdown(of_set, rows))
         except UserError as error:

@@ -1,5 +1,6 @@
 """The runner of experiment rows: what is trained with which teacher, what is noted, what is not run again."""
 
+import datetime
 import pathlib
 import subprocess
 import types
@@ -26,6 +27,7 @@ def rows(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "ROOT", tmp_path)
     monkeypatch.setattr(run, "ROWS", tmp_path / "rows")
     monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(run, "cores", lambda: 3)
 
     def train(command, cwd):
         started.append(command[3:])
@@ -61,6 +63,8 @@ def test_each_row_and_seed_is_trained_once_with_its_teacher(rows, tmp_path):
         for seed in ("0", "1")
         for split in ("test", "validation")
     ]
+    assert {row["cores"] for row in noted} == {"3"}
+    assert {row["date"] for row in noted} == {datetime.date.today().isoformat()}
     assert run.main(options) == 0
     assert len(rows) == 4  # nothing anew
 
@@ -130,6 +134,29 @@ def test_table_computes_mean_spread_and_recovered_share():
     )
     assert lines[4].endswith("| 9.9 (+ 4.8) | 2.80 | 2 |")
     assert lines[3].startswith("| `original` | the teacher T on full images | 90.0 ± 0.0 | 50.0 ± 0.0 | 1.00 | 9.9 |")
+
+
+def test_header_of_a_measured_row_is_replaced():
+    text = (
+        "# area of discs.\n# Command: run\n# Cost:     old\n# Expected: old\n--flagfile=base.flags\n# why\n--w_mm=1\n"
+    )
+    common = {"split": "test", "cores": "2", "date": "2026-11-24"}
+    rows = [
+        common | {"seed": "0", "top1": "0.8", "minutes": "9.5"},
+        common | {"seed": "1", "top1": "0.9", "minutes": "8"},
+    ]
+    rows += [rows[0] | {"split": "validation", "top1": "0.1"}]
+    assert tables.with_header(text, rows) == (
+        "# area of discs.\n# Command: run\n"
+        "# Cost:     8 to 9.5 minutes a seed, CPU cores: 2\n"
+        "# Expected: 85.0 ± 7.1 % of test right (seeds 0, 1; 2026-11-24)\n"
+        "--flagfile=base.flags\n# why\n--w_mm=1\n"
+    )
+    one = tables.with_header(text, [rows[0] | {"date": "2026-11-25"}]).splitlines()
+    assert one[2:4] == [
+        "# Cost:     9.5 minutes a seed, CPU cores: 2",
+        "# Expected: 80.0 % of test right (seeds 0; 2026-11-25)",
+    ]
 
 
 def test_bubbles_are_the_largest_layers_input_and_output():

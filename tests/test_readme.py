@@ -113,8 +113,11 @@ def test_tables_of_rows_are_those_of_their_result_files():
     measured = [name for name in {run.set_of(row) for row in run.names()} if (summary.RESULTS / f"{name}.csv").exists()]
     assert "hard_24" in measured
     for name in measured:
-        rows = read_rows(summary.RESULTS / f"{name}.csv")
+        rows = tables.rows_of(name)
         assert summary.block(name).search(page)[2] == tables.markdown(name, rows) + "\n"
+        for row in {each["row"] for each in rows if run.set_of(each["row"]) == name}:
+            text = (run.ROWS / f"{row}.flags").read_text()
+            assert text == tables.with_header(text, [each for each in rows if each["row"] == row])
 
 
 def test_views_compute_mean_and_spread_by_their_number():
