@@ -51,6 +51,16 @@ def test_files_that_can_not_be_loaded(own, tmp_path, monkeypatch):
         teachers.given(cfg)
 
 
+def test_a_trained_teacher_at_chance_is_warned_of(tmp_path, caplog):
+    labels = np.repeat([0, 1], [40, 60])  # 0.6 by the commonest class, two standard errors above: 0.6 + 2 * 0.049
+    for right, warned in (("0.71", 0), ("0.69", 1)):
+        (tmp_path / "metrics.csv").write_text(f"epoch,val_accuracy\n1,0.9\n2,{right}\n")
+        caplog.clear()
+        teachers.warn_at_chance(tmp_path, labels)
+        assert [record.levelname for record in caplog.records] == ["WARNING"] * warned
+    assert "69.0 % of 100 validation images right" in caplog.text
+
+
 def test_judge_names_what_is_wrong():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 50)

@@ -13,7 +13,7 @@ import numpy as np
 from thumbnet_tf import backbones, foreign, thumbnet
 from thumbnet_tf.config import APPLICATIONS, AUTO, Config, FlagError, UserError
 from thumbnet_tf.data import pipeline, sources
-from thumbnet_tf.runs import RunDir, load_keras
+from thumbnet_tf.runs import RunDir, load_keras, read_rows
 from thumbnet_tf.stages import ORIGINAL
 
 _IMAGES = 512  # of validation that a T of the user's own is tried on
@@ -150,13 +150,35 @@ def judge(answers: Mapping[str, np.ndarray], labels: np.ndarray, names: tuple[st
             f"{100 * reordered[likeliest]:.1f} % right; reorder T's outputs as {', '.join(names[:8])}. "
             f"Received: a T that answers {said}"
         )
-    share = np.bincount(labels, minlength=len(names)).max() / count
-    if right[used] <= share + 2 * (share * (1 - share) / count) ** 0.5:
+    if _at_chance(right[used], labels):
         raise UserError(
             "T must know the dataset's classes; it answers no better than always the same class, with any "
             f"--teacher_input and in any order of the classes. Received: a T that answers {said}"
         )
     _log.info("T answers %s", said)
+
+
+def warn_at_chance(folder: pathlib.Path, labels: np.ndarray) -> None:
+    """Warns when a T that the run has trained is hardly better than the same answer always: nothing is to be had of it.
+
+    Args:
+        folder: of T in the run, with its `metrics.csv`.
+        labels: of the validation images `(n,)`.
+    """
+    right = float(read_rows(folder / "metrics.csv")[-1]["val_accuracy"])
+    if _at_chance(right, np.asarray(labels)):
+        _log.warning(
+            "T is hardly better than always the same answer: %.1f %% of %d validation images right. Neither will S be; "
+            "look at the labels, at --teacher_input where T is one of keras.applications, and at --teacher_epochs",
+            100 * right,
+            len(labels),
+        )
+
+
+def _at_chance(right: float, labels: np.ndarray) -> bool:
+    """Returns whether a share of right answers is within two standard errors of the commonest class' share."""
+    share = np.bincount(labels).max() / len(labels)
+    return right <= share + 2 * (share * (1 - share) / len(labels)) ** 0.5
 
 
 def _order(found: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

@@ -234,12 +234,13 @@ def _train_method(
             validation_batches=validation_batches,
             job=job,
         )
+    if is_teacher and job.is_chief:
+        teachers.warn_at_chance(folder, dataset.splits["validation"].labels)
     kind, student = METHODS[method].downscaler, plain(trainer.student)
     if kind == "none":
         return {"teacher" if is_teacher else "student": student}
-    downscaler = plain(trainer.downscaler)
-    shipped = thumbnet.build_shipped(cfg, kind, downscaler, student)
-    return {"downscaler": downscaler, "student": student, "shipped": shipped}
+    small = plain(trainer.downscaler)
+    return {"downscaler": small, "student": student, "shipped": thumbnet.build_shipped(cfg, kind, small, student)}
 
 
 def _caches(
@@ -294,8 +295,8 @@ def main(cfg: Config) -> int:
         cfg = dataclasses.replace(cfg, run_dir=f"runs/{pathlib.Path(flagfile).stem}")
     try:
         if cfg.ratios:
-            print(train_ratios(cfg))
-            print(f"\na run directory each: {', '.join(each.run_dir for each in compare.configs(cfg))}")
+            recommended = train_ratios(cfg)
+            print(f"{recommended}\n\na run directory each: {', '.join(each.run_dir for each in compare.configs(cfg))}")
             return 0
         run = train(cfg)
     except loop.Interrupted as stop:
@@ -307,9 +308,8 @@ def main(cfg: Config) -> int:
     if not distribution.task_of(cfg).is_chief:
         print(f"done; the first machine has written models, logs and results to {run.path}")
         return 0
-    print(table(run))
     print(
-        f"\nmodels, logs and results: {run.path}\n"
+        f"{table(run)}\n\nmodels, logs and results: {run.path}\n"
         f"  python -m thumbnet_tf.predict --run_dir={run.path} FILE...\n"
         f"  python -m thumbnet_tf.plots   --run_dir={run.path}"
     )
