@@ -29,7 +29,8 @@ from thumbnet_tf.stages import ORIGINAL
 ROWS = ROOT / "experiments" / "rows"
 TEACHER_SETS = {"flowers_64": "flowers_32", "plant_64": "plant_32"}  # whose T a set has, where it isn't its own
 ALONE = "generic"  # sets whose rows are networks without a teacher begin like this
-COLUMNS = ("row", *EVALUATED, "minutes", "cores", "date")
+LOSSES = ("kd", "val_kd", "fm", "val_fm")  # of the last epoch, where the row has them
+COLUMNS = ("row", *EVALUATED, *LOSSES, "minutes", "cores", "date")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +105,10 @@ def note(row: str, seed: str, run: pathlib.Path, minutes: float) -> None:
     if not found:
         raise UserError(f"a finished run is expected. Received: {run}, which has no results.csv")
     method = found[-1]["method"]
+    last = next(reversed(read_rows(run / method / "metrics.csv")), {})  # `direct` has none
     kept = [each for each in read_rows(path) if (each["row"], each["seed"]) != (row, seed)]
-    how = {"minutes": f"{minutes:.1f}", "cores": str(cores()), "date": datetime.date.today().isoformat()}
+    how = {name: last.get(name, "") for name in LOSSES}
+    how |= {"minutes": f"{minutes:.1f}", "cores": str(cores()), "date": datetime.date.today().isoformat()}
     new = [{"row": row, **each, **how} for each in found if each["method"] == method]
     write_rows(path, COLUMNS, sorted(kept + new, key=lambda each: (each["row"], int(each["seed"]), each["split"])))
 

@@ -6,7 +6,7 @@ python -m experiments.tables
 import statistics
 import sys
 
-from experiments.run import ROWS, TEACHER_SETS, name_in_set, names, set_of, teacher_row
+from experiments.run import LOSSES, ROWS, TEACHER_SETS, name_in_set, names, set_of, teacher_row
 from experiments.summary import RESULTS, ROOT, replace_table, spread
 from thumbnet_tf.config import UserError
 from thumbnet_tf.runs import read_rows, write_atomically
@@ -39,6 +39,22 @@ def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
             f"| {spread(found, 'teacher_agreement')} | {share} | {cost} | {int(found[0]['params']) / 1e6:.2f} "
             f"| {len(found)} |"
         )
+    return "\n".join(lines)
+
+
+def losses_markdown(rows: list[dict[str, str]]) -> str:
+    """Returns a set's table of KD and FM at the end of training, in training and on validation."""
+    tests = [row for row in rows if row["split"] == "test"]
+    lines = [
+        "| row | KD in training | KD on validation | FM in training | FM on validation | seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name in sorted({row["row"] for row in tests if any(row[term] for term in LOSSES)}):
+        found = [row for row in tests if row["row"] == name]
+        means = [
+            f"{statistics.mean(float(row[term]) for row in found):.3f}" if found[0][term] else "-" for term in LOSSES
+        ]
+        lines.append(f"| `{name_in_set(name)}` | {' | '.join(means)} | {len(found)} |")
     return "\n".join(lines)
 
 
@@ -91,7 +107,9 @@ def main() -> int:
         if not rows:
             continue
         try:
-            replace_table(ROOT / "experiments" / "README.md", of_set, markdown(of_set, rows))
+            page = ROOT / "experiments" / "README.md"
+            replace_table(page, of_set, markdown(of_set, rows))
+            replace_table(page, f"{of_set}_losses", losses_markdown(rows))
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

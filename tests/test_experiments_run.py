@@ -40,6 +40,8 @@ def rows(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         found = [common | {"method": m, "split": s} for m in ("original", method) for s in ("validation", "test")]
         write_rows(folder / "results.csv", COLUMNS, found if method != "original" else found[:2])
+        (folder / method).mkdir()
+        (folder / method / "metrics.csv").write_text("epoch,kd,val_kd\n1,0.9,0.9\n2,0.5,0.7\n")
         return types.SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(subprocess, "run", train)
@@ -63,7 +65,7 @@ def test_each_row_and_seed_is_trained_once_with_its_teacher(rows, tmp_path):
         for seed in ("0", "1")
         for split in ("test", "validation")
     ]
-    assert {row["cores"] for row in noted} == {"3"}
+    assert {(row["cores"], row["kd"], row["val_kd"], row["fm"]) for row in noted} == {("3", "0.5", "0.7", "")}
     assert {row["date"] for row in noted} == {datetime.date.today().isoformat()}
     assert run.main(options) == 0
     assert len(rows) == 4  # nothing anew
@@ -134,6 +136,13 @@ def test_table_computes_mean_spread_and_recovered_share():
     )
     assert lines[4].endswith("| 9.9 (+ 4.8) | 2.80 | 2 |")
     assert lines[3].startswith("| `original` | the teacher T on full images | 90.0 ± 0.0 | 50.0 ± 0.0 | 1.00 | 9.9 |")
+
+
+def test_losses_are_means_of_the_rows_that_have_them():
+    common = {"split": "test", "row": "flowers_32_thumbnet", "val_kd": "0.9", "fm": "", "val_fm": ""}
+    rows = [common | {"kd": kd} for kd in ("0.2", "0.3")] + [common | {"split": "validation", "kd": "9"}]
+    rows.append(common | {"row": "flowers_32_bicubic", "kd": "", "val_kd": ""})
+    assert tables.losses_markdown(rows).splitlines()[2:] == ["| `thumbnet` | 0.250 | 0.900 | - | - | 2 |"]
 
 
 def test_header_of_a_measured_row_is_replaced():

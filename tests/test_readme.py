@@ -115,6 +115,7 @@ def test_tables_of_rows_are_those_of_their_result_files():
     for name in measured:
         rows = tables.rows_of(name)
         assert summary.block(name).search(page)[2] == tables.markdown(name, rows) + "\n"
+        assert summary.block(f"{name}_losses").search(page)[2] == tables.losses_markdown(rows) + "\n"
         for row in {each["row"] for each in rows if run.set_of(each["row"]) == name}:
             text = (run.ROWS / f"{row}.flags").read_text()
             assert text == tables.with_header(text, [each for each in rows if each["row"] == row])
