@@ -78,6 +78,8 @@ def main() -> None:
     args = parser.parse_args()
     keras.utils.set_random_seed(args.seed)
     photos = pathlib.Path(args.photos)
+    if not pathlib.Path(args.data, "train").is_dir():
+        parser.error(f"--data must be a folder of {{train,test}}/<class>/*.jpg. Received: {args.data}")
     split(pathlib.Path(args.data), photos)
     classes = sorted(path.name for path in (photos / "train").iterdir())
     x, y = images(photos / "train", classes, args.size, args.limit)

@@ -4,8 +4,8 @@
   python -m experiments.run --rows=flowers_32_original,flowers_32_thumbnet --seeds=0,1,2
 
 A row is a flagfile `experiments/rows/<set>_<row>.flags`. Each pair of row and seed is a run directory
-`<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which must come first; sets that
-differ in the thumbnail's size alone have one T (`TEACHER_SETS`), rows `generic_*` have none. Results go
+`<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which must come first; sets of
+one full size have one T (`TEACHER_SETS`), rows `generic_*` have none. Results go
 to `experiments/results/<set>.csv` as each run ends; what stands there is not run again. Interrupt it anyhow: the same
 command goes on where it was (`minutes` are then those of the last start).
 """

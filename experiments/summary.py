@@ -57,16 +57,24 @@ def markdown(rows: list[dict[str, str]]) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for method, found in by_method.items():
-        share = "-"
-        if method not in (ORIGINAL, "bicubic", "direct") and "bicubic" in mean:
-            share = f"{(mean[method] - mean['bicubic']) / (mean[ORIGINAL] - mean['bicubic']):.2f}"
-        small = int(found[0]["macs_downscaler"]) / 1e6
-        cost = f"{int(found[0]['macs']) / 1e6:.1f}" + (f" (+ {small:.1f})" if small else "")
+        compared = method not in (ORIGINAL, "bicubic", "direct")
+        share = recovered(mean[method], mean.get("bicubic"), mean[ORIGINAL]) if compared else "-"
         lines.append(
             f"| `{method}` | {METHODS[method].about} | {spread(found, 'top1')} "
-            f"| {spread(found, 'teacher_agreement')} | {share} | {cost} | {len(found)} |"
+            f"| {spread(found, 'teacher_agreement')} | {share} | {cost(found[0])} | {len(found)} |"
         )
     return "\n".join(lines)
+
+
+def recovered(value: float, base: float | None, top: float | None) -> str:
+    """Returns the recovered share (value - base) / (top - base) as text; a dash where it isn't defined."""
+    return "-" if base is None or top is None or top == base else f"{(value - base) / (top - base):.2f}"
+
+
+def cost(row: dict[str, str]) -> str:
+    """Returns a row's millions of multiply-adds, those of the downscaler in brackets."""
+    small = int(row["macs_downscaler"]) / 1e6
+    return f"{int(row['macs']) / 1e6:.1f}" + (f" (+ {small:.1f})" if small else "")
 
 
 def spread(rows: list[dict[str, str]], column: str) -> str:

@@ -6,8 +6,8 @@ python -m experiments.tables
 import statistics
 import sys
 
-from experiments.run import LOSSES, ROWS, TEACHER_SETS, name_in_set, names, set_of, teacher_row
-from experiments.summary import RESULTS, ROOT, replace_table, spread
+from experiments.run import ALONE, LOSSES, ROWS, TEACHER_SETS, name_in_set, names, set_of, teacher_row
+from experiments.summary import RESULTS, ROOT, cost, recovered, replace_table, spread
 from thumbnet_tf.config import UserError
 from thumbnet_tf.runs import read_rows, write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
@@ -31,12 +31,10 @@ def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, found in by_row.items():
-        share = "-" if None in (top, base) or top == base else f"{(mean[name] - base) / (top - base):.2f}"
-        small = int(found[0]["macs_downscaler"]) / 1e6
-        cost = f"{int(found[0]['macs']) / 1e6:.1f}" + (f" (+ {small:.1f})" if small else "")
+        agreement = "-" if name.startswith(ALONE) else spread(found, "teacher_agreement")
         lines.append(
-            f"| `{name_in_set(name)}` | {about(name)} | {spread(found, 'top1')} "
-            f"| {spread(found, 'teacher_agreement')} | {share} | {cost} | {int(found[0]['params']) / 1e6:.2f} "
+            f"| `{name_in_set(name)}` | {about(name)} | {spread(found, 'top1')} | {agreement} "
+            f"| {recovered(mean[name], base, top)} | {cost(found[0])} | {int(found[0]['params']) / 1e6:.2f} "
             f"| {len(found)} |"
         )
     return "\n".join(lines)
@@ -51,9 +49,8 @@ def losses_markdown(rows: list[dict[str, str]]) -> str:
     ]
     for name in sorted({row["row"] for row in tests if any(row[term] for term in LOSSES)}):
         found = [row for row in tests if row["row"] == name]
-        means = [
-            f"{statistics.mean(float(row[term]) for row in found):.3f}" if found[0][term] else "-" for term in LOSSES
-        ]
+        values = [[float(row[term]) for row in found if row[term]] for term in LOSSES]
+        means = [f"{statistics.mean(each):.3f}" if each else "-" for each in values]
         lines.append(f"| `{name_in_set(name)}` | {' | '.join(means)} | {len(found)} |")
     return "\n".join(lines)
 
@@ -61,7 +58,7 @@ def losses_markdown(rows: list[dict[str, str]]) -> str:
 def about(row: str) -> str:
     """Returns what a row is: a method's description, or the first line of its flagfile."""
     method = name_in_set(row)
-    if method in METHODS:
+    if method in METHODS and not row.startswith(ALONE):
         return METHODS[method].about
     return (ROWS / f"{row}.flags").read_text().splitlines()[0].removeprefix("# ")
 
@@ -98,6 +95,7 @@ def with_header(text: str, rows: list[dict[str, str]]) -> str:
 
 def main() -> int:
     """Writes every table that has results, and its rows' headers; returns the exit code."""
+    code = 0
     for of_set in sorted({set_of(row) for row in names()}):
         rows = rows_of(of_set)
         for name in {row["row"] for row in rows if set_of(row["row"]) == of_set}:
@@ -112,8 +110,8 @@ def main() -> int:
             replace_table(page, f"{of_set}_losses", losses_markdown(rows))
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            return 1
-    return 0
+            code = 1
+    return code
 
 
 if __name__ == "__main__":

@@ -19,7 +19,12 @@ def test_json_round_trip_keeps_every_option():
         ({"ratio": 3}, "--ratio must be 2 or 4. Received: 3"),
         ({"ratio": 8}, "--ratio must be 2 or 4. Received: 8"),
         ({"thumbnail_bits": 1}, "--thumbnail_bits must be 0 (no rounding) or 2 to 8. Received: 1"),
-        ({"image_size": 100}, "--image_size must be a multiple of 16 at --ratio=4. Received: 100"),
+        ({"image_size": 100}, "--image_size must be a multiple of 16 at ratio 4. Received: 100"),
+        ({"image_size": 104, "ratios": ("2", "4")}, "--image_size must be a multiple of 16 at ratio 4. Received: 104"),
+        (
+            {"teacher": "keras.applications:MobileNetV2", "mixed_precision": "mixed_bfloat16"},
+            "--mixed_precision must be float32 with a teacher of your own. Received: mixed_bfloat16",
+        ),
         ({"width": 0.0}, "--width must be 0.03125 to 4.0. Received: 0.0"),
         ({"w_kd": -1.0}, "--w_kd must be at least 0.0. Received: -1.0"),
         (
@@ -36,6 +41,10 @@ def test_bad_values_are_named_with_what_is_allowed(values, message):
         Config(**values)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_image_size_is_checked_at_the_ratios_in_use():
+    assert Config(image_size=104, ratios=("2",)).image_size == 104
 
 
 def test_json_with_an_unknown_option_or_broken_is_refused():

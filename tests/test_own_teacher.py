@@ -1,8 +1,11 @@
 """A teacher of the user's own: laid out flat with the same function, and every mistake told in one line."""
 
 import dataclasses
+import json
+import math
 import pathlib
 import re
+import shutil
 import signal
 
 import keras
@@ -12,7 +15,17 @@ from keras import layers
 from teacher_helpers import SIZE, teacher, trunk
 from train_helpers import interrupt_at
 
-from thumbnet_tf import benchmark_inference, costs, foreign, loop, tflite, thumbnet, variants
+from thumbnet_tf import (
+    benchmark,
+    benchmark_inference,
+    benchmark_training,
+    costs,
+    foreign,
+    loop,
+    tflite,
+    thumbnet,
+    variants,
+)
 from thumbnet_tf.compare import recommendation
 from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.export import Options, export
@@ -98,9 +111,31 @@ def test_run_with_an_own_teacher(own, caplog):
     labels = np.repeat([0, 1, 2], 20)
     assert (np.load(run.path / "original" / "logits_validation.npy").argmax(-1) == labels).mean() > 0.95
     assert benchmark_inference.of_run(str(run.path)).backbone == "own_teacher"
+    theirs = run.path / "original" / "teacher.keras"  # holds what --teacher_input=0..1 has put in front
+    elsewhere = shutil.copy(theirs, run.path.parent / "copy.keras")
+    for name, path in (("second", theirs), ("third", elsewhere)):
+        later = own(teacher=str(path), run_dir=str(run.path.parent / name))
+        taken = np.load(train(later).path / "original" / "logits_validation.npy")
+        np.testing.assert_array_equal(taken, np.load(run.path / "original" / "logits_validation.npy"))
+    facts = run.data_facts()
+    (run.path / "data.json").write_text(json.dumps(facts | {"classes": facts["classes"][::-1]}))
+    with pytest.raises(UserError, match="--teacher must know this dataset's classes in this order"):
+        train(own(teacher=str(theirs), run_dir=str(run.path.parent / "fourth")))
+    (run.path / "data.json").write_text(json.dumps(facts))
     teacher("-1..1").save(cfg.teacher)
     with pytest.raises(UserError, match="the teacher's file changed since this run started"):
         train(dataclasses.replace(cfg, methods=("direct", "bicubic")))
+
+
+@pytest.mark.slow
+def test_training_of_such_a_run_is_measured_with_its_teacher(own, tmp_path, monkeypatch):
+    run = train(own(teacher("0..1"), teacher_input="0..1", fm_tap="relu1"))
+    monkeypatch.setattr(benchmark_training, "_STEPS", 2)
+    benchmark.main(benchmark.Options(what="training", run_dir=str(run.path), out=str(tmp_path), rounds=2))
+    rows = read_rows(tmp_path / "benchmark_training.csv")
+    cases = [name for name in benchmark_training.ABOUT if "bfloat16" not in name]
+    assert [row["case"] for row in rows] == cases
+    assert all(math.isfinite(float(row["median"])) for row in rows)
 
 
 @pytest.mark.slow
@@ -210,6 +245,15 @@ def test_ratios_share_one_teacher_and_recommend(own):
     assert len(list(pathlib.Path(cfg.run_dir).glob("teacher_cache/validation-*"))) == 1  # of both ratios
     with pytest.raises(FlagError, match="--ratios takes a list of 2 and 4. Received: 2,3"):
         own(ratios=("2", "3"))
+
+
+def test_ratios_that_can_be_compared_by_no_one_are_told_at_once(own, monkeypatch):
+    with pytest.raises(FlagError, match="--ratios needs a method to compare at them"):
+        train_ratios(own(teacher(), ratios=("2", "4"), methods=()))
+    workers = {"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(workers))
+    with pytest.raises(FlagError, match="--ratios works on one machine"):
+        train_ratios(own(ratios=("2", "4"), strategy="auto"))
 
 
 def test_a_ratio_that_is_too_much_for_t_is_told_before_the_first_is_trained(own):

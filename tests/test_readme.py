@@ -151,12 +151,12 @@ def test_choices_name_the_difference():
 def test_python_of_the_readme_runs(tiny_run, tiny_resnet, photos):
     code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
     call = re.search(r"thumbnet_tf\.Config\(.*\)", code)[0]
-    assert eval(call, {"thumbnet_tf": thumbnet_tf}).run_dir == "runs/photos"
+    assert eval(call, {"thumbnet_tf": thumbnet_tf}).run_dir == "runs/mine"
     images, labels = photos(4, 48), np.array([0, 1, 2, 0])
     batches = tf.data.Dataset.from_tensor_slices((photos(4, 32), labels)).batch(2)
     names = {"images": images, "batches": batches, "finished": tiny_run.config()}
     done = {path: path.stat().st_mtime_ns for path in tiny_run.path.rglob("done.json")}
-    exec(code.replace(call, "finished").replace("runs/photos", str(tiny_run.path)), names)
+    exec(code.replace(call, "finished").replace("runs/mine", str(tiny_run.path)), names)
     assert {path: path.stat().st_mtime_ns for path in done} == done  # a finished run trains nothing more
     assert names["thumbnails"].shape == (4, 16, 16, 3) and names["thumbnails"].dtype == np.uint8
     assert [answer.label for answer in names["answers"]] == [answer.top[0][0] for answer in names["answers"]]

@@ -13,7 +13,7 @@ import pytest
 from run_helpers import CLASSES, IMAGE_SIZE, RATIO
 from teacher_helpers import teacher
 
-from thumbnet_tf import report, report_data, report_sections
+from thumbnet_tf import report, report_sections, teachers
 from thumbnet_tf.config import FlagError, UserError
 from thumbnet_tf.data import sources
 from thumbnet_tf.report import Options
@@ -178,7 +178,7 @@ def test_a_teacher_of_the_users_own_is_named(own):
     assert f"T and S: {name}" in text
     assert "resnet18" not in text
     later = dataclasses.replace(run.config(), teacher=str(run.path))  # as the second of several ratios
-    assert report_data._network(run, later).startswith(name)
+    assert teachers.network_name(run, later).startswith(name)
     rows = {row["method"]: row for row in read_rows(run.path / "results.csv") if row["split"] == "test"}
     whole = int(rows["thumbnet"]["macs"]) + int(rows["thumbnet"]["macs_downscaler"])
     more = whole / int(rows["original"]["macs"])

@@ -77,5 +77,19 @@ def test_judge_names_what_is_wrong():
     with pytest.raises(UserError, match="as dog, ant, bee, cat and --teacher_input=caffe it answers"):
         rotated = {"0..255": stuck, **others, "caffe": np.array([1, 2, 3, 0])[right]}
         teachers.judge(rotated, labels, names, "0..255")
-    with pytest.raises(UserError, match="no better than always the same class"):
+    with pytest.raises(UserError, match="its answers don't depend on the images' classes"):
         teachers.judge({"0..255": rng.integers(0, 4, 200), **others}, labels, names, "0..255")
+
+
+def test_judge_takes_a_good_teacher_of_unbalanced_classes():
+    labels = np.repeat([0, 1], [485, 15])
+    found = labels.copy()
+    found[[0, 1, 490, 491, 492, 493, 494, 495]] ^= (
+        1  # 98.4 % right where 97 % are of one class, 6 of 15 rare ones missed
+    )
+    stuck = np.zeros(500, int)
+    others = dict.fromkeys(("0..1", "-1..1", "caffe", "torch"), stuck)
+    teachers.judge({"0..255": found, **others}, labels, ("good", "broken"), "0..255")
+    with pytest.raises(UserError, match="its answers don't depend on the images' classes"):
+        teachers.judge({"0..255": stuck, **others}, labels, ("good", "broken"), "0..255")
+    teachers.judge({"0..255": stuck, **others}, stuck, ("good", "broken"), "0..255")  # one class only shows nothing

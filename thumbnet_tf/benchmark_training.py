@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from thumbnet_tf import benchmark_rivals, losses, teacher_cache, thumbnet, timing
+from thumbnet_tf import backbones, benchmark_rivals, foreign, losses, teacher_cache, thumbnet, timing
 from thumbnet_tf.benchmark_report import publish
 from thumbnet_tf.config import Config
 from thumbnet_tf.data import pipeline
@@ -23,6 +23,7 @@ from thumbnet_tf.data.sources import Split
 from thumbnet_tf.data.store import MemoryStore
 from thumbnet_tf.optimizers import build_optimizer
 from thumbnet_tf.runs import RunDir
+from thumbnet_tf.stages import ORIGINAL
 from thumbnet_tf.train import build_trainer
 from thumbnet_tf.trainer import Trainer
 
@@ -63,20 +64,24 @@ def run(options: Any) -> None:
     Raises:
         UserError: when the run can't be read or the results can't be written.
     """
-    settings = (
-        [RunDir.existing(options.run_dir).config()] if options.run_dir else DEFAULTS[: 1 if options.quick else None]
-    )
-    rows = [row for cfg in settings for row in measure(cfg, options.rounds)]
+    if options.run_dir:
+        measured = RunDir.existing(options.run_dir)
+        rows = measure(measured.config(), options.rounds, teacher=measured.load_model(ORIGINAL, "teacher"))
+    else:
+        rows = [row for cfg in DEFAULTS[: 1 if options.quick else None] for row in measure(cfg, options.rounds)]
     publish(options.folder, "benchmark_training", COLUMNS, rows, figure(rows), markdown(rows))
 
 
-def measure(cfg: Config, rounds: int, cases: Sequence[str] | None = None) -> list[dict]:
+def measure(
+    cfg: Config, rounds: int, cases: Sequence[str] | None = None, teacher: keras.Model | None = None
+) -> list[dict]:
     """Measures one configuration.
 
     Args:
         cfg: sizes, models, losses and batch.
         rounds: turns of each case.
         cases: some of `ABOUT` but `floor`, which needs its parts; None for all.
+        teacher: T; None for the configuration's backbone with random weights.
 
     Returns:
         Rows by `COLUMNS`, in images a second, in the order of `ABOUT`.
@@ -94,7 +99,7 @@ def measure(cfg: Config, rounds: int, cases: Sequence[str] | None = None) -> lis
             # all losses and clipping, whatever the run used: the cases name them
             **{name: getattr(cfg, name) or 1.0 for name in ("w_cl", "w_kd", "w_fm", "w_mm", "clip_norm")},
         ).resolved()
-        made = {name: case for name, case in _cases(cfg).items() if cases is None or name in cases}
+        made = {name: case for name, case in _cases(cfg, teacher).items() if cases is None or name in cases}
         functions = {name: function for name, (function, _) in made.items()}
         found = timing.measure(functions, rounds=rounds, warm_up=0, what=f"training at {cfg.image_size} px")
     per_image = {name: found[name].milliseconds / count for name, (_, count) in made.items()}
@@ -118,10 +123,11 @@ def measure(cfg: Config, rounds: int, cases: Sequence[str] | None = None) -> lis
     ]
 
 
-def _cases(cfg: Config) -> Cases:
-    split = _made_up(cfg, _BATCHES * cfg.batch_size)
+def _cases(cfg: Config, teacher: keras.Model | None) -> Cases:
     keras.utils.set_random_seed(0)
-    teacher = thumbnet.build_teacher(cfg, CLASSES)
+    if teacher is None:
+        teacher = backbones.build(cfg.backbone, cfg.image_size, CLASSES, cfg.width)
+    split = _made_up(cfg, _BATCHES * cfg.batch_size, teacher.output["logits"].shape[-1])
     trainer = _compiled(cfg, teacher)
     caches = teacher_cache.open_caches(cfg, teacher, {"train": split}, "made up", ["logits", trainer.fm_tap])
     teacher_cache.prepare(cfg, teacher, caches)
@@ -149,8 +155,10 @@ def _cases(cfg: Config) -> Cases:
         **_parts(cfg, trainer, images, labels, given),
         "plain_kd_loop": benchmark_rivals.plain_kd_loop(cfg, teacher, images, labels),
         "keras_distiller": benchmark_rivals.keras_distiller(cfg, teacher, images, labels),
-        **{f"{name}_bfloat16": call for name, call in _in_bfloat16(cfg, images, labels, given).items()},
     }
+    if teacher.name != foreign.NAME:  # S of a T of the user's own computes in float32
+        half_precise = _in_bfloat16(cfg, teacher, images, labels, given)
+        steps |= {f"{name}_bfloat16": call for name, call in half_precise.items()}
     size = cfg.batch_size
     return {
         **{name: (functools.partial(_repeat, call), _STEPS * size) for name, call in steps.items()},
@@ -176,12 +184,12 @@ def _steps(
 
 
 def _in_bfloat16(
-    cfg: Config, images: tf.Tensor, labels: tf.Tensor, given: Mapping[str, tf.Tensor]
+    cfg: Config, teacher: keras.Model, images: tf.Tensor, labels: tf.Tensor, given: Mapping[str, tf.Tensor]
 ) -> dict[str, Callable[[], object]]:
     """Returns the steps and Keras' distiller with all models in mixed precision, which some CPUs compute faster."""
     cfg = dataclasses.replace(cfg, mixed_precision="mixed_bfloat16")
     with thumbnet.precision(cfg.mixed_precision):
-        teacher = thumbnet.build_teacher(cfg, CLASSES)
+        teacher = backbones.build(cfg.backbone, cfg.image_size, teacher.output["logits"].shape[-1], cfg.width)
         trainer = _compiled(cfg, teacher)
         distiller = benchmark_rivals.keras_distiller(cfg, teacher, images, labels)
     steps = _steps(tf.function(trainer.train_step), images, labels, given)
@@ -189,7 +197,7 @@ def _in_bfloat16(
 
 
 def _compiled(cfg: Config, teacher: keras.Model) -> Trainer:
-    trainer = build_trainer("thumbnet", cfg, CLASSES, teacher)
+    trainer = build_trainer("thumbnet", cfg, teacher.output["logits"].shape[-1], teacher)
     trainer.compile(optimizer=build_optimizer(cfg, 1e-6, 10**6, trainer.trainable_variables))
     trainer.optimizer.build(trainer.trainable_variables)
     return trainer
@@ -233,7 +241,7 @@ def _parts(
     return {"part_teacher": teach, "part_student": learn, "part_optimizer": update}
 
 
-def _made_up(cfg: Config, count: int) -> Split:
+def _made_up(cfg: Config, count: int, classes: int) -> Split:
     """Returns noise in the shape of decoded photographs, whose short side is a quarter longer than the network's."""
     height, width = cfg.image_size * 5 // 4, cfg.image_size * 5 // 3
     size = height * width * 3
@@ -241,7 +249,7 @@ def _made_up(cfg: Config, count: int) -> Split:
     offset = np.arange(count, dtype=np.int64) * size
     shape = np.tile(np.array([[height, width]], np.int32), (count, 1))
     store = MemoryStore([pixels], np.zeros(count, np.int32), offset, shape)
-    labels = np.arange(count, dtype=np.int64) % CLASSES
+    labels = np.arange(count, dtype=np.int64) % classes
     return Split("train", labels, tuple(map(str, range(count))), (), "made up", store)
 
 
@@ -257,8 +265,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         lines[1] += ["---:"] * 3
     found = {(row["case"], row["image_size"], row["ratio"], row["batch"]): row for row in rows}
-    for case, about in ABOUT.items():
-        line = [f"`{case}`", about]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        line = [f"`{case}`", ABOUT[case]]
         for setting in settings:
             row, base = found[case, *setting], found["step_uncached", *setting]
             share = float(row["median"]) / float(base["median"])

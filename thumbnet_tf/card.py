@@ -55,12 +55,18 @@ SHA-256 of the weights: `{digest}`; of each file: `manifest.json`.
 
 
 def text(
-    cfg: Config, facts: Mapping, metrics: Sequence[Mapping[str, str]], parity: Sequence[Mapping], refused: Sequence[str]
+    cfg: Config,
+    network: str,
+    facts: Mapping,
+    metrics: Sequence[Mapping[str, str]],
+    parity: Sequence[Mapping],
+    refused: Sequence[str],
 ) -> str:
     """Returns the card in Markdown.
 
     Args:
         cfg: the run's resolved configuration.
+        network: what T and S are, as words.
         facts: what the manifest holds.
         metrics: rows of `results.csv`.
         parity: rows of `parity.csv`.
@@ -77,7 +83,7 @@ def text(
         small=cfg.thumbnail_size,
         size=cfg.image_size,
         kind=METHODS[method].downscaler,
-        network=f"{cfg.backbone}, width {cfg.width:g}" if cfg.teacher == "train" else f"T's of --teacher={cfg.teacher}",
+        network=network,
         examples=sum(data["examples"].values()),
         dataset=cfg.dataset,
         splits=", ".join(f"{count} {split}" for split, count in data["examples"].items()),

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from thumbnet_tf.config import AUTO, Config
+from thumbnet_tf import distribution
+from thumbnet_tf.config import AUTO, Config, FlagError
 from thumbnet_tf.runs import RunDir, read_rows, write_rows
-from thumbnet_tf.stages import ORIGINAL
+from thumbnet_tf.stages import ORIGINAL, students
 from thumbnet_tf.stats import Paired
 
 COLUMNS = (
@@ -22,8 +23,12 @@ def configs(cfg: Config) -> list[Config]:
     """Returns a configuration for each of `--ratios`, in `run_dir/ratioN`; all but the first take the first one's T.
 
     Raises:
-        FlagError: when a ratio doesn't go with the other options.
+        FlagError: when a ratio doesn't go with the other options, or there is nothing to compare.
     """
+    if not students(cfg):
+        raise FlagError("--ratios needs a method to compare at them, as in --methods=thumbnet. Received: none")
+    if distribution.task_of(cfg).machines > 1:
+        raise FlagError("--ratios works on one machine; on several, train each --ratio by itself. Received: several")
     root = pathlib.Path(cfg.run_dir)
     found: list[Config] = []
     for ratio in cfg.ratios:
@@ -58,7 +63,7 @@ def compare(root: str, runs: Sequence[RunDir], labels: np.ndarray) -> list[dict]
             low, high = pairs.interval()
             rows.append(
                 {
-                    "ratio": run.config().ratio,
+                    "ratio": int(costs[method]["ratio"]),
                     "method": method,
                     "macs": int(costs[method]["macs"]) + int(costs[method]["macs_downscaler"]),
                     "teacher_macs": int(costs[ORIGINAL]["macs"]),

@@ -153,7 +153,7 @@ class Config:
     cache_dir: str = option("", "folder of caches; default teacher_cache beside the run directory", identity=False)
     cache_limit_gb: float = option(
         10.0,
-        "largest size of a cache, GiB; what would be larger is refused before it is begun",
+        "largest size of all caches in cache_dir together, GiB; what would be larger is refused before it is begun",
         minimum=0.0,
         identity=False,
     )
@@ -202,11 +202,6 @@ class Config:
         check_options(self)
         if self.ratio not in (2, 4):
             raise FlagError(f"--ratio must be 2 or 4. Received: {self.ratio}")
-        if self.image_size % (4 * self.ratio):
-            multiple = 4 * self.ratio
-            raise FlagError(
-                f"--image_size must be a multiple of {multiple} at --ratio={self.ratio}. Received: {self.image_size}"
-            )
         if self.teacher_weights != "none" and not self.teacher.startswith(APPLICATIONS):
             raise FlagError(
                 f"--teacher_weights goes with --teacher={APPLICATIONS}NAME only. Received: {self.teacher_weights!r} "
@@ -219,6 +214,15 @@ class Config:
             )
         if not set(self.ratios) <= {"2", "4"} or len(set(self.ratios)) != len(self.ratios):
             raise FlagError(f"--ratios takes a list of 2 and 4. Received: {','.join(self.ratios)}")
+        for ratio in map(int, self.ratios or (self.ratio,)):
+            if self.image_size % (4 * ratio):
+                raise FlagError(
+                    f"--image_size must be a multiple of {4 * ratio} at ratio {ratio}. Received: {self.image_size}"
+                )
+        if self.mixed_precision != "float32" and self.teacher.startswith(APPLICATIONS):
+            raise FlagError(
+                f"--mixed_precision must be float32 with a teacher of your own. Received: {self.mixed_precision}"
+            )
         if self.thumbnail_bits == 1:  # TensorFlow's fake quantisation starts at 2 bits
             raise FlagError("--thumbnail_bits must be 0 (no rounding) or 2 to 8. Received: 1")
         if self.w_cl + self.w_kd <= 0:

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from thumbnet_tf import card, flags, intake, parity, publish, qat, serving, thumbnet, variants, warmup
+from thumbnet_tf import card, flags, intake, parity, publish, qat, serving, teachers, thumbnet, variants, warmup
 from thumbnet_tf.config import Config, FlagError, UserError, check_options, option
 from thumbnet_tf.data import sources
 from thumbnet_tf.predict import choose_method
@@ -159,7 +159,8 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
         }
         write_rows(folder / "parity.csv", parity.COLUMNS, rows)
         _write_figure(folder / "parity.png", rows)
-        text = card.text(cfg, facts | served[name], read_rows(run.path / "results.csv"), rows, refused)
+        network, metrics = teachers.network_name(run, cfg), read_rows(run.path / "results.csv")
+        text = card.text(cfg, network, facts | served[name], metrics, rows, refused)
         write_atomically(folder / "README.md", text)
         for other, path in folders.items():
             publish.write_labels(path, classes)

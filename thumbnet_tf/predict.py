@@ -127,7 +127,7 @@ def predict_files(
 
 
 def choose_method(run: RunDir, method: str) -> str:
-    """Returns the method to use: the one named, else `thumbnet`, else the last finished one.
+    """Returns the method to use: the one named, else `thumbnet`, else the last finished, if it can be of thumbnails.
 
     Raises:
         UserError: when it is not finished, or none is.
@@ -137,7 +137,8 @@ def choose_method(run: RunDir, method: str) -> str:
         raise UserError(f"--run_dir must hold a finished method; finish thumbnet_tf.train first. Received: {run.path}")
     if method and method not in finished:
         raise UserError(f"--method must be one finished in this run: {', '.join(finished)}. Received: {method!r}")
-    return method or (DEFAULT_METHOD if DEFAULT_METHOD in finished else finished[-1])
+    small = [name for name in finished if METHODS[name].downscaler != "none"]
+    return method or (DEFAULT_METHOD if DEFAULT_METHOD in finished else (small or finished)[-1])
 
 
 def list_images(files: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from thumbnet_tf import benchmark_report, foreign, parity, plots, publish, thumbnet
+from thumbnet_tf import benchmark_report, parity, plots, publish, teachers
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import sources
 from thumbnet_tf.evaluate import COLUMNS
@@ -132,7 +132,7 @@ def gather(run: RunDir, method: str = "", export_dir: str = "", data_dir: str = 
         cfg=cfg,
         facts=facts,
         method=method,
-        network=_network(run, cfg),
+        network=teachers.network_name(run, cfg),
         rows=rows,
         versions=_versions(run.method(method) / "done.json"),
         dataset=dataset,
@@ -142,21 +142,6 @@ def gather(run: RunDir, method: str = "", export_dir: str = "", data_dir: str = 
         benchmark=_benchmark(run),
         export=_named_export(run, method, export_dir) if export_dir else find_export(run, method),
     )
-
-
-def _network(run: RunDir, cfg: Config) -> str:
-    """Returns what T and S are, as words; of a T that is none of our backbones with the map that FM uses."""
-    own = f"{cfg.backbone}, width {cfg.width:g}"
-    if cfg.teacher == "train":
-        return own
-    teacher = run.load_model(ORIGINAL, "teacher")
-    if teacher.name != foreign.NAME:
-        return own
-    source = cfg
-    while (pathlib.Path(source.teacher) / "config.json").is_file():  # where the other run, such as ratio2, has it from
-        source = RunDir(source.teacher).config()
-    name = source.teacher if source.trains_teacher else f"the network of {source.teacher}"
-    return f"{name} (map for FM: {thumbnet.fm_tap(cfg, teacher)})"
 
 
 def find_export(run: RunDir, method: str, root: str = "saved_models") -> Export | None:

@@ -105,9 +105,10 @@ def _trained(study: Study) -> Markup:
     cfg, examples = study.cfg, study.facts["examples"]
     classes = study.facts["classes"]
     some = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-    weights, given = loss_weights(study.method, cfg), cfg.teacher != "train"
+    weights, given = loss_weights(study.method, cfg), not cfg.trains_teacher
     once = {"off": "T runs each epoch", "logits": "T's logits computed once", "all": "T's outputs computed once"}
     views = "new each epoch" if cfg.teacher_cache == "off" else f"{cfg.cached_views} views of each image"
+    mixed = f", MixUp of alpha {cfg.mixup_alpha:g}" if cfg.mixup_alpha else ""
     bad = sum(len(found) for found in study.facts.get("bad_images", {}).values())
     rows = [
         ("Data", f"{cfg.dataset}: " + ", ".join(f"{count} {split}" for split, count in examples.items()) + " images"),
@@ -118,7 +119,7 @@ def _trained(study: Study) -> Markup:
         ("Teacher", f"taken from {cfg.teacher}" if given else f"trained here, epochs: {cfg.teacher_epochs}"),
         ("Loss", " + ".join(f"{w:g} {term.upper()}" for term, w in weights.items()) or "none"),
         ("Schedule", f"epochs: {cfg.epochs}; {cfg.optimizer}, batch {cfg.batch_size}, peak rate {cfg.learning_rate:g}"),
-        ("Augmentation", "none" if cfg.augment == "none" else f"{cfg.augment}, {views}"),
+        ("Augmentation", "none" if cfg.augment == "none" else f"{cfg.augment}, {views}{mixed}"),
         ("T in training", once[cfg.teacher_cache] if {"kd", "fm"} & weights.keys() else "not used by the losses"),
         ("Seed", cfg.seed),
         ("Versions", ", ".join(f"{name} {version}" for name, version in study.versions.items()) or "not recorded"),

@@ -84,17 +84,35 @@ def facts(cfg: Config, run: RunDir) -> dict[str, str]:
     return {"teacher_file": digest}
 
 
+def network_name(run: RunDir, cfg: Config) -> str:
+    """Returns what T and S are, as words; of a T that is none of our backbones with the map that FM uses."""
+    own = f"{cfg.backbone}, width {cfg.width:g}"
+    if cfg.teacher == "train":
+        return own
+    teacher = run.load_model(ORIGINAL, "teacher")
+    if teacher.name != foreign.NAME:
+        return own
+    source = cfg
+    while (pathlib.Path(source.teacher) / "config.json").is_file():  # where the other run, such as ratio2, has it from
+        source = RunDir(source.teacher).config()
+    name = source.teacher if source.trains_teacher else f"the network of {source.teacher}"
+    return f"{name} (map for FM: {thumbnet.fm_tap(cfg, teacher)})"
+
+
 def check_classes(teacher: keras.Model, cfg: Config, dataset: sources.Dataset) -> None:
     """Checks that T knows the dataset's classes in their order, and sees its images in the values that it expects.
 
-    A T of the user's own answers validation images for that.
+    Of another run's T the classes' names are known; any other answers validation images for that.
 
     Raises:
         UserError: when it doesn't, with the likely cause.
     """
     names = dataset.class_names
-    if not cfg.teacher.endswith(".keras"):
-        classes = RunDir.existing(cfg.teacher).data_facts()["classes"]
+    path = file_of(cfg)
+    home = path.parent.parent
+    is_of_run = path == home / ORIGINAL / "teacher.keras" and (home / "config.json").is_file()
+    if is_of_run:
+        classes = RunDir.existing(str(home)).data_facts()["classes"]
         if classes != list(names):
             raise UserError(
                 f"--teacher must know this dataset's classes in this order: {', '.join(names[:5])}, ... "
@@ -106,7 +124,7 @@ def check_classes(teacher: keras.Model, cfg: Config, dataset: sources.Dataset) -
             f"--teacher must give a score for each of the {len(names)} classes of {cfg.dataset}. Received: "
             f"{cfg.teacher}, which gives {count}"
         )
-    if teacher.name == foreign.NAME and cfg.teacher.endswith(".keras"):
+    if not is_of_run:
         split = dataset.splits["validation"]
         ids = np.unique(np.linspace(0, split.num_examples - 1, min(_IMAGES, split.num_examples)).astype(np.int64))
         images = pipeline.eval_images(split, cfg, ids.tolist())
@@ -150,10 +168,10 @@ def judge(answers: Mapping[str, np.ndarray], labels: np.ndarray, names: tuple[st
             f"{100 * reordered[likeliest]:.1f} % right; reorder T's outputs as {', '.join(names[:8])}. "
             f"Received: a T that answers {said}"
         )
-    if _at_chance(right[used], labels):
+    if _is_blind(answers[used], labels):
         raise UserError(
-            "T must know the dataset's classes; it answers no better than always the same class, with any "
-            f"--teacher_input and in any order of the classes. Received: a T that answers {said}"
+            "T must know the dataset's classes; its answers don't depend on the images' classes, and no other "
+            f"--teacher_input or order of the classes does clearly better. Received: a T that answers {said}"
         )
     _log.info("T answers %s", said)
 
@@ -166,7 +184,8 @@ def warn_at_chance(folder: pathlib.Path, labels: np.ndarray) -> None:
         labels: of the validation images `(n,)`.
     """
     right = float(read_rows(folder / "metrics.csv")[-1]["val_accuracy"])
-    if _at_chance(right, np.asarray(labels)):
+    share = np.bincount(labels).max() / len(labels)
+    if right <= share + 2 * (share * (1 - share) / len(labels)) ** 0.5:  # two standard errors
         _log.warning(
             "T is hardly better than always the same answer: %.1f %% of %d validation images right. Neither will S be; "
             "look at the labels, at --teacher_input where T is one of keras.applications, and at --teacher_epochs",
@@ -175,10 +194,17 @@ def warn_at_chance(folder: pathlib.Path, labels: np.ndarray) -> None:
         )
 
 
-def _at_chance(right: float, labels: np.ndarray) -> bool:
-    """Returns whether a share of right answers is within two standard errors of the commonest class' share."""
-    share = np.bincount(labels).max() / len(labels)
-    return right <= share + 2 * (share * (1 - share) / len(labels)) ** 0.5
+def _is_blind(found: np.ndarray, labels: np.ndarray) -> bool:
+    """Returns whether answers `(n,)` could be given without seeing the images, by their own frequencies.
+
+    Then a class is recognised as often as it is answered at all; the sum over classes is judged, within two standard
+    errors, for with one common class even a good T is right little more often than that class is.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    recall = np.array([np.mean(found[labels == label] == label) for label in classes])
+    answered = np.array([np.mean(found == label) for label in classes])
+    error = np.sqrt(np.sum(answered * (1 - answered) / counts))
+    return len(classes) > 1 and np.sum(recall - answered) <= 2 * error
 
 
 def _order(found: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
@@ -194,21 +220,17 @@ def _order(found: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def _answers(teacher: keras.Model, images: np.ndarray, used: str) -> dict[str, np.ndarray]:
-    """Returns T's answers to images with each known input in front of it, instead of the one in use."""
-    found = {}
+    """Returns T's answers to images, as `used`, and with each other known input in front of it instead."""
+    models = {used: keras.Model(teacher.input, teacher.output["logits"])}
     bare = foreign.without_input(teacher)
     for mode in foreign.INPUTS:
         image = keras.Input(teacher.input.shape[1:])
-        model = keras.Model(image, bare(foreign.preprocess(image, mode)))
-        found[mode] = np.concatenate(
-            [
-                np.asarray(model(images[i : i + 64].astype(np.float32), training=False)).argmax(-1)
-                for i in range(0, len(images), 64)
-            ]
-        )
-    if used not in found:
-        raise ValueError(f"used must be one of {foreign.INPUTS}. Received: {used!r}")
-    return found
+        models.setdefault(mode, keras.Model(image, bare(foreign.preprocess(image, mode))))
+    batches = [images[i : i + 64].astype(np.float32) for i in range(0, len(images), 64)]
+    return {
+        mode: np.concatenate([np.asarray(model(batch, training=False)).argmax(-1) for batch in batches])
+        for mode, model in models.items()
+    }
 
 
 def _ours(model: keras.Model, cfg: Config, path: pathlib.Path) -> keras.Model:
