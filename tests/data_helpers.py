@@ -46,7 +46,10 @@ class TinyPhotos(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012 - TFDS' own convention
         tfds.core.BuilderConfig(name=name, description="rendered")
-        for name in ("train", "train_validation", "train_validation_test", "test", "unsupervised", "unlabelled")
+        for name in (
+            *("train", "train_validation", "train_validation_test", "test", "unsupervised", "unlabelled"),
+            "train_validation_test_hidden",  # as a competition's: without the labels of test
+        )
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -59,11 +62,12 @@ class TinyPhotos(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         name = self.builder_config.name
-        splits = ["train"] if name.startswith("un") else name.split("_")
+        splits = ["train"] if name.startswith("un") else name.removesuffix("_hidden").split("_")
         return {split: self._generate_examples(split) for split in splits}
 
     def _generate_examples(self, split):
         for i in range(24):
-            label = -1 if self.builder_config.name == "unlabelled" else i % 3
+            name = self.builder_config.name
+            label = -1 if name == "unlabelled" or (name.endswith("hidden") and split == "test") else i % 3
             image = encode(picture(24 + i % 4, 30 - i % 3, 100 * len(split) + i), "PNG")
             yield f"{split}{i}", {"image": io.BytesIO(image), "label": label}

@@ -81,8 +81,8 @@ def test_table_of_several_models():
         rows += [row(case, "thumbnet", "2", "262144", unit, "4.0")]
     lines = benchmark_report.markdown(rows).splitlines()
     assert lines[0] == "| backbone, px | measured | T | E + S, ratio 4 | E + S, ratio 2 |"
-    assert "| 1.0 MiB | 0.5 MiB (2.0x less) | 0.2 MiB (4.0x less) |" in lines[3]
-    assert lines[2].endswith("| 1 M | 1 M (2.0x less) | 0 M (4.0x less) |")
+    assert "| 1.0 MiB | 0.5 MiB (2.0x) | 0.2 MiB (4.0x) |" in lines[3]
+    assert lines[2].endswith("| 1 M | 1 M (2.0x) | 0 M (4.0x) |")
 
 
 def test_memory_of_larger_maps_is_larger():

@@ -52,7 +52,7 @@ def test_a_full_disk_while_caching_loses_nothing(config, disk, monkeypatch):
     with pytest.raises(UserError, match=r"T's cache needs .* and the disk has 0\.0 MiB left; make room"):
         train(config(**options))
     with monkeypatch.context() as patch:  # as if another program had taken the room since it was looked at
-        patch.setattr(teacher_cache, "_check_room", lambda *args: None)
+        patch.setattr(teacher_cache, "check_room", lambda *args: None)
         with pytest.raises(UserError, match=r"can't be written \(.*No space left.*\); what was saved before is intact"):
             train(config(**options))
     filler.unlink()

@@ -187,10 +187,14 @@ def test_mistakes_about_the_run(tiny_run, tmp_path):
         export.export(options(tiny_run, tmp_path, method="original"))
     with pytest.raises(UserError, match="--method must be one finished in this run"):
         export.export(options(tiny_run, tmp_path, method="no_kd"))
-    with pytest.raises(UserError, match="pruned need the learned downscaler; give --variants=int8. Received: bicubic"):
+    with pytest.raises(UserError, match="give --variants=int8; .* need the learned downscaler. Received: bicubic"):
         export.export(options(tiny_run, tmp_path, method="bicubic", variants=("int8", "pruned")))
-    with pytest.raises(UserError, match="int8 need thumbnails of 8 bits; give --variants=float32"):
-        variants.check(("float32", "int8"), Config(thumbnail_bits=4), "learned")
+    shipped = tiny_run.load_model("thumbnet", "shipped")
+    with pytest.raises(UserError, match="give --variants=float32; int8 and int8_qat need thumbnails of 8 bits"):
+        variants.possible(("float32", "int8"), Config(thumbnail_bits=4), "learned", shipped)
+    rest = ("float32", "float16", "dynamic", "pruned", "clustered")
+    assert variants.possible(variants.VARIANTS, Config(thumbnail_bits=4), "learned", shipped) == rest
+    assert variants.possible(variants.VARIANTS, Config(), "bicubic", shipped) == tflite.VARIANTS
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
         export.export(options(tiny_run, tmp_path / "file"))

@@ -142,10 +142,11 @@ def test_export_of_such_a_run(own, tmp_path, caplog):
     run = train(own(teacher("0..1"), teacher_input="0..1", methods=("bicubic",)))
     options = {"run_dir": str(run.path), "method": "bicubic", "out": str(tmp_path / "saved")}
     with pytest.raises(UserError, match="int8_qat, pruned and clustered need"):
-        variants.possible(("float32", "pruned"), run.load_model("bicubic", "shipped"))
+        variants.possible(("float32", "pruned"), run.config(), "learned", run.load_model("bicubic", "shipped"))
     with caplog.at_level("INFO"):
-        assert variants.possible(variants.VARIANTS, run.load_model("bicubic", "shipped")) == tflite.VARIANTS
-    assert "int8_qat, pruned, clustered are left out" in caplog.text
+        shipped = run.load_model("bicubic", "shipped")
+        assert variants.possible(variants.VARIANTS, run.config(), "learned", shipped) == tflite.VARIANTS
+    assert "left out: int8_qat, pruned and clustered need" in caplog.text
     folder, refused = export(Options(**options, variants=tflite.VARIANTS, fail_under=("int8:3",)))
     assert refused == []
     rows = {(row["artifact"], row["variant"]): row for row in read_rows(folder / "parity.csv")}

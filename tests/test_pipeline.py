@@ -243,4 +243,4 @@ def test_mixed_views_are_made_of_the_views_they_name(splits):
     assert len(shares) > 10
     stream = splits["stream"][0]
     with pytest.raises(UserError, match="--mixup_alpha needs images that can be read in any order"):
-        train_batches(stream, replace(cfg, mixup_alpha=1.0))
+        steps_per_epoch(stream, replace(cfg, mixup_alpha=1.0))

@@ -18,11 +18,7 @@ from thumbnet_tf.client import Options
 FOLDER = pathlib.Path(__file__).parent.parent / "saved_models"
 README = (FOLDER / "README.md").read_text()
 IMAGE = re.search(r"tensorflow/serving:[\w.]+", README)[0]
-FLAGS = (
-    "--model_config_file=/models/models.config",
-    "--allow_version_labels_for_unavailable_models=true",
-    "--monitoring_config_file=/models/monitoring.config",
-)
+FLAGS = re.findall(r"--\w+=\S+", re.search(r"docker run.*?```", README, re.DOTALL)[0])
 START_SECONDS = 120
 
 pytestmark = pytest.mark.slow

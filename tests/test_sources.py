@@ -129,6 +129,24 @@ def test_folder_mistakes_are_told(tmp_path, folders, message):
     assert "Received: " in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    assert load(f"folder:{write_folder(tmp_path / 'a', {'train': 20, 'car': 20})}").class_names == ("car", "train")
+    folders = {f"{split}/{name}": 20 for split in ("train", "test") for name in ("valid", "invalid")}
+    lines = []
+    data = load(f"folder:{write_folder(tmp_path / 'b', folders | {'more': 2})}", lines.append)
+    assert (data.class_names, data.splits["test"].num_examples) == (("invalid", "valid"), 40)
+    assert any(line.endswith("1 files or folders beside the splits are left out, such as more") for line in lines)
+
+
+def test_a_folder_that_can_not_be_read_is_told(pets, monkeypatch):
+    def denied(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(listing.Path, "iterdir", denied)
+    with pytest.raises(UserError, match=r"must be readable. Received: .*pets \(Permission denied\)"):
+        load(f"folder:{pets}")
+
+
 def test_absent_folder_is_told(tmp_path):
     with pytest.raises(UserError, match=r"existing folder.*nowhere"):
         load(f"folder:{tmp_path}/nowhere")
@@ -262,6 +280,11 @@ def test_prepared_sets_lacking_splits(tiny_dir):
     data = load("tiny_photos/train_validation", data_dir=tiny_dir)
     assert [data.splits[name].num_examples for name in SPLITS] == [21, 3, 24]
     assert all("-validation." in name for name in data.splits["test"].names)
+    lines = []
+    data = load("tiny_photos/train_validation_test_hidden", lines.append, data_dir=tiny_dir)
+    assert [data.splits[name].num_examples for name in SPLITS] == [21, 3, 24]
+    assert all("-validation." in name for name in data.splits["test"].names)
+    assert "the test split has no labels and is left out" in lines
     assert len({load(f"tiny_photos/{c}", data_dir=tiny_dir).fingerprint for c in ("train", "train_validation")}) == 2
 
 

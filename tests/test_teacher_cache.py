@@ -216,9 +216,9 @@ def test_a_full_disk_while_caching_leaves_what_was_finished(cached, tmp_path):
 def test_a_file_takes_no_more_than_was_told_and_little_less(tmp_path):
     for records, content in ((1, 20), (1000, 20), (4096, 400), (100, 32768)):
         path = tmp_path / f"{records}-{content}"
-        with cache_files.writing(path) as writer:
+        with cache_files.writing(path) as write:
             for _ in range(records):
-                writer.write(bytes(content))
+                write(bytes(content))
         told = cache_files.file_size(records, content)
         assert told - 131072 <= path.stat().st_size <= told, (records, content)
     # 4096 records of 400 bytes and 64 beside each: 29 blocks of 65536; two for the index

@@ -1,5 +1,6 @@
 """The whole of `train`: a run from images to results, resumed bit for bit."""
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -95,6 +96,22 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(config, monkey
         parts = state_of(train(config("parts", **values)))
     assert sum(taken) + len(steps) == 6 + 12  # no step was taken twice
     assert_same(whole, parts)
+
+
+def test_a_signal_during_the_last_save_is_heeded(config, monkeypatch):
+    save = loop.Checkpoints.save
+
+    def signalled(self, step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Checkpoints, "save", signalled)
+        with pytest.raises(loop.Interrupted) as stop:
+            train(config(methods=("direct",)))
+    assert stop.value.exit_code == 128 + signal.SIGTERM
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # where no signal can be handled
+        assert pool.submit(train, config(methods=("direct",))).result().is_done("direct")
 
 
 def test_a_finished_run_trains_nothing(config, monkeypatch):

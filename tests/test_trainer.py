@@ -154,6 +154,27 @@ def test_one_and_two_replicas_train_alike(method, photos):
 
 
 @pytest.mark.usefixtures("tiny_resnet")
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_overflow_on_one_replica_skips_the_step_on_all(clip_norm, photos):
+    keras.config.set_dtype_policy("mixed_float16")
+    cfg = config(mixed_precision="mixed_float16", clip_norm=clip_norm)
+    strategy = mirrored(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        trainer = make_trainer("bicubic", cfg)
+        trainer.optimizer.build(trainer.trainable_variables)
+    before, scale = values(trainer.trainable_variables), float(trainer.optimizer.scale_loss(tf.constant(1.0)))
+    labels = np.eye(CLASSES, dtype=np.float32)[[0, 1, 2, 0]]
+    labels[2:] *= np.inf  # the second replica's
+    batches = tf.data.Dataset.from_tensor_slices((photos(4, 32), labels, np.ones(4, np.float32))).batch(4)
+    step = tf.function(lambda batch: strategy.run(trainer.train_step, args=(batch,)))
+    for batch in strategy.experimental_distribute_dataset(batches):
+        step(batch)
+    for old, new in zip(before, values(trainer.trainable_variables), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert float(trainer.optimizer.scale_loss(tf.constant(1.0))) == scale / 2
+
+
+@pytest.mark.usefixtures("tiny_resnet")
 def test_clipping_bounds_the_whole_gradient(photos):
     # plain SGD with rate 1: the step is the clipped gradient
     trainer = make_trainer("bicubic", config(clip_norm=0.01))

@@ -33,12 +33,14 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Returns titles and lines of a table: what T costs, and how many times less E + S and S alone cost."""
+    """Returns titles and lines of a table: what T costs, and how many times cheaper E + S and S alone are."""
     titles = ["backbone, px", "measured", "T"]
     groups = list(dict.fromkeys((str(row["backbone"]), str(row["image_size"])) for row in rows))
     columns = list(dict.fromkeys((row["model"], int(row["ratio"])) for row in rows if row["model"] != "teacher"))
     columns.sort(key=lambda column: (-column[1], column[0] == "student"))
-    titles += [f"{'E + S' if model == 'thumbnet' else 'S alone'}, ratio {ratio}" for model, ratio in columns]
+    titles += [
+        f"{'E + S' if model == 'thumbnet' else 'S alone'}, ratio {ratio} (times cheaper)" for model, ratio in columns
+    ]
     lines = []
     for backbone, size in groups:
         found = {
@@ -48,7 +50,7 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
             line = [f"{backbone}, {size}", title, _amount(found[case, "teacher", 1])]
             for column in columns:
                 row = found.get((case, *column))
-                line.append(f"{_amount(row)} ({float(row['teacher_over_it']):.1f}x less)" if row else "-")
+                line.append(f"{_amount(row)} ({float(row['teacher_over_it']):.1f}x)" if row else "-")
             lines.append(line)
     return titles, lines
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -30,24 +30,37 @@ def file_size(records: int, content: int) -> int:
 
 
 @contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
-    """Gives a writer of a file that appears in its place when all is written.
+def writing(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
+    """Gives a function that adds a record to a file, which appears in its place when all is written.
 
     Raises:
         UserError: when it can't be written.
     """
     partial = path.with_name(f"{path.name}.partial")
-    with saving(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+
+    def write(record: bytes) -> None:
+        with _saving(path):
+            writer.write(record)
+
+    try:
+        with _saving(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             writer = ArrayRecordWriter(str(partial), _OPTIONS)
-            yield writer
+        yield write
+        with _saving(path):
             writer.close()
             os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _saving(path: pathlib.Path) -> Iterator[None]:
+    with saving(path):
+        try:
+            yield
         except RuntimeError as error:  # what the library raises for a full disk and the like
             raise OSError(str(error).partition(";")[0]) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def identity(path: pathlib.Path) -> list:

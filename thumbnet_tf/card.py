@@ -117,7 +117,7 @@ def text(
         method=method,
         about=METHODS[method].about,
         seed=cfg.seed,
-        date=facts["created"],
+        date=facts["created"][:10],
         versions=", ".join(f"{package} {version}" for package, version in facts["packages"].items()),
         digest=facts["weights_sha256"],
     )

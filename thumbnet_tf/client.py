@@ -39,7 +39,7 @@ from thumbnet_tf.config import FlagError, UserError, check_options, option
 from thumbnet_tf.data.store import try_decode
 from thumbnet_tf.predict import list_images
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import write_atomically, write_rows
+from thumbnet_tf.runs import saving, write_atomically, write_rows
 
 _log = logging.getLogger(__name__)
 
@@ -223,6 +223,10 @@ def _write(path: pathlib.Path, answers: Sequence[Answer]) -> None:
 
 def main(options: Options) -> None:
     """Prints or writes an answer for each file, and a summary on standard error."""
+    output = pathlib.Path(options.output)
+    if options.output:
+        with saving(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
     files = list_images(options.files)
     signature = "thumbnail" if options.downscaler else options.signature
     target = Target(
@@ -259,7 +263,7 @@ def main(options: Options) -> None:
         found.close()
         transport.close()
         if options.output and answers:  # also those before an error
-            _write(pathlib.Path(options.output), answers)
+            _write(output, answers)
     failed = sum(bool(answer.error) for answer in answers)
     _log.info(client.summary(len(answers), failed))
     if failed == len(answers):

@@ -25,7 +25,12 @@ class Config:
     run_dir: str = option(
         "runs/default", "run directory; default runs/<flagfile's name>, else runs/default", identity=False
     )
-    seed: int = option(0, "seed of initial weights, data order and augmentation", minimum=0, maximum=2**31 - 1)
+    seed: int = option(
+        0,
+        "seed of initial weights, data order and augmentation (that of cached views: view_seed)",
+        minimum=0,
+        maximum=2**31 - 1,
+    )
     methods: tuple[str, ...] = option(
         ("direct", "bicubic", "thumbnet"),
         "comma-separated methods to train and compare (see stages.py)",

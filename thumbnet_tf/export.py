@@ -115,7 +115,6 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
     if METHODS[method].downscaler == "none":
         raise UserError(f"--method must be one that reads thumbnails (T: --also=teacher). Received: {method}")
     cfg = dataclasses.replace(run.config(), data_dir=options.data_dir or run.config().data_dir).resolved()
-    variants.check(options.variants, cfg, METHODS[method].downscaler)
     classes = run.data_facts()["classes"]
     name = options.name or method
     names = [*(f"{name}_{other}" for other in dict.fromkeys(options.also)), name]
@@ -124,7 +123,7 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
     dataset = sources.load(cfg)
     run.check_data(dataset.facts())
     models = thumbnet.deployed(run.load_model(method, "shipped"), run.load_model(ORIGINAL, "teacher"))
-    chosen = variants.possible(options.variants, models.shipped)
+    chosen = variants.possible(options.variants, cfg, METHODS[method].downscaler, models.shipped)
     with run.lock(), publish.staging(root, names, options.version) as (version, folders):
         folder = folders[name]
         served = _write_saved_models(cfg, classes, models, name, folders)
@@ -138,12 +137,13 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
             cache=run.method(method) / "export",
             epochs=options.finetune_epochs,
             calibration_images=options.calibration_images,
+            lenient=set(options.variants) == set(variants.VARIANTS),
         )
         rows = parity.compare(_subjects(name, folders), models, dataset.splits["test"], cfg)
         refused = _judge(rows, options.points_allowed(), folder / "tflite")
         facts = {
             "version": version,
-            "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "run": str(run.path),
             "method": method,
             "labels": classes,

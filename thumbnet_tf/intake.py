@@ -16,6 +16,7 @@ from thumbnet_tf import preprocess
 
 MAX_PIXELS = 50_000_000  # decoding and cropping an image of this size takes about 1 GB
 
+_AT_A_TIME = 2  # images of a request that are decoded side by side: their memory adds up
 _HEADER = 32  # bytes that hold the size in pixels of all kinds but JPEG
 _BMP_HEADER = 54
 _GIF_EXTENSION, _GIF_FRAME = 0x21, 0x2C  # the bytes that these blocks start with
@@ -57,6 +58,7 @@ def read_images(
         lambda file: prepare(preprocess.decode_image(file)),
         checked,
         fn_output_signature=tf.TensorSpec((size, size, 3), tf.uint8),
+        parallel_iterations=_AT_A_TIME,
     )
 
 

@@ -10,6 +10,7 @@ import math
 import pathlib
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,7 +101,7 @@ def train(
     with (
         _signals() as received,
         track(None, total, name, done=step) as bar,
-        _explained(cfg, lambda: f"{name}, step {step}"),
+        explained(cfg, lambda: f"{name}, step {step}"),
         job.watched(lambda: f"{name}, step {step}"),
     ):
         last_save = time.monotonic()
@@ -140,20 +141,28 @@ def train(
                 last_save = time.monotonic()
             if stop:
                 raise Interrupted(stop)
+        signals = job.sum([number in received for number in _SIGNALS])  # such as came during the last save
+        if any(signals):
+            raise Interrupted(next(number for number, count in zip(_SIGNALS, signals, strict=True) if count))
     if cfg.ema_momentum > 0:
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
 
 
 @contextmanager
-def _explained(cfg: Config, doing: Callable[[], str]) -> Iterator[None]:
+def explained(cfg: Config, doing: Callable[[], str]) -> Iterator[None]:
     """Turns what TensorFlow raises where the user can help into one line."""
     try:
         yield
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
         raise UserError(
             f"{doing()}: a batch doesn't fit into memory; lower --batch_size (and --learning_rate with it), "
-            "--image_size or --width in a new --run_dir, or --memory_limit_gb, which keeps images there. "
+            "--image_size, --width or --memory_limit_gb, which keeps images there, in a new --run_dir. "
             f"Received: --batch_size={cfg.batch_size} --image_size={cfg.image_size} --width={cfg.width:g}"
+        ) from error
+    except tf.errors.NotFoundError as error:
+        raise UserError(
+            f"{doing()}: a file of the data is gone ({' '.join(error.message.split())[:150]}); restore it and give the "
+            "same command again"
         ) from error
     except tf.errors.OpError as error:
         if UNREADABLE not in error.message:
@@ -269,6 +278,9 @@ def _log_tensorboard(writer: tf.summary.SummaryWriter, row: dict) -> None:
 def _signals() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM in a list instead of dying at once, so that the loop can save; a second one kills."""
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # handlers can't be set there
+        yield received
+        return
 
     def note(number: int, frame) -> None:
         received.append(number)

@@ -26,7 +26,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from thumbnet_tf import fake_quant, losses, twin
+from thumbnet_tf import fake_quant, losses, tflite, twin
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.progress import track
 from thumbnet_tf.runs import saving
@@ -255,7 +255,7 @@ def _converted(model: "tf_keras.Model", variant: str) -> dict[str, bytes]:
             converter.inference_input_type = converter.inference_output_type = tf.uint8
         return converter.convert()
 
-    return {
+    files = {
         "thumbnet": convert(
             lambda image: {"probabilities": probabilities(small(units(image), training=False))}, size, "image"
         ),
@@ -264,3 +264,8 @@ def _converted(model: "tf_keras.Model", variant: str) -> dict[str, bytes]:
             lambda thumbnail: {"probabilities": probabilities(units(thumbnail))}, small_size, "thumbnail"
         ),
     }
+    image, thumb, scores = (size, size, 3), (small_size, small_size, 3), model.output.shape[1:]
+    ends = {"thumbnet": (image, scores), "downscaler": (image, thumb), "classifier": (thumb, scores)}
+    for part, content in files.items():
+        tflite.check(content, part, *ends[part], integer=quantised)
+    return files

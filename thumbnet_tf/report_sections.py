@@ -258,7 +258,7 @@ def _export(study: Study) -> Markup:
             element("code", "--export_dir"), " of this command names one that lies elsewhere.",
         )  # fmt: skip
     manifest = export.manifest
-    text = f"Version {manifest['version']}, exported on {manifest['created']}: {export.folder}. "
+    text = f"Version {manifest['version']}, exported on {manifest['created'][:10]}: {export.folder}. "
     text += "Every file answered the whole test split beside the trained Keras model, one image at a time."
     refused = [note(f"Not published: {line}.") for line in manifest.get("not_published", ())]
     titles, rows = card.parity_cells(export.parity)

@@ -210,6 +210,12 @@ class RunDir:
             before = trained[key]
             if isinstance(value, Mapping) and isinstance(before, Mapping):  # by split
                 before = {split: before.get(split) for split in value}
+            if before != value and key == "streamed":
+                raise UserError(
+                    "--memory_limit_gb must leave the training images where they were when this run started, "
+                    f"{'read as a stream' if before['train'] else 'in memory'}; give its value of then. "
+                    "Received: one that changes it"
+                )
             if before != value:
                 raise UserError(
                     f"the data changed since this run started ({key} was {_short(before)}, now {_short(value)}); "
@@ -257,7 +263,7 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     """
     partial = path.with_name(f"{path.name}.partial")
     with saving(path):
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
         os.replace(partial, path)
 
 

@@ -1,6 +1,7 @@
 """The methods: which downscaler, which initial weights and which losses each one trains with.
 
-The ablation of the paper is the rows of `METHODS`; nothing else in the package branches on a method's name.
+The ablation of the paper is the rows of `METHODS`; nothing else in the package branches on
+a method's name, but for `original`.
 """
 
 import dataclasses

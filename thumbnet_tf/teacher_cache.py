@@ -121,7 +121,7 @@ class TeacherCache:
                         writers = {name: stack.enter_context(writing(self.path(name, view, block))) for name in names}
                         for answer in itertools.islice(answers, len(self._examples(block))):
                             for name, writer in writers.items():
-                                writer.write(answer[name].tobytes())
+                                writer(answer[name].tobytes())
                             bar.update()
                     self._note(self.path(name, view, block) for name in names)
 

@@ -183,7 +183,10 @@ def warn_at_chance(folder: pathlib.Path, labels: np.ndarray) -> None:
         folder: of T in the run, with its `metrics.csv`.
         labels: of the validation images `(n,)`.
     """
-    right = float(read_rows(folder / "metrics.csv")[-1]["val_accuracy"])
+    rows = read_rows(folder / "metrics.csv")
+    if not rows:  # deleted between two starts
+        return
+    right = float(rows[-1]["val_accuracy"])
     share = np.bincount(labels).max() / len(labels)
     if right <= share + 2 * (share * (1 - share) / len(labels)) ** 0.5:  # two standard errors
         _log.warning(

@@ -195,8 +195,7 @@ def _train_method(
     method: str, cfg: Config, run: RunDir, dataset: sources.Dataset, job: distribution.Job
 ) -> dict[str, keras.Model]:
     """Trains one method to its end and returns its models by the name they are saved under."""
-    folder = run.method(method)
-    is_teacher = method == ORIGINAL
+    folder, is_teacher = run.method(method), method == ORIGINAL
     if is_teacher:
         cfg = dataclasses.replace(cfg, mixup_alpha=0.0)  # as its option says
     split = dataset.splits["train"]
@@ -250,7 +249,8 @@ def _caches(
     if teacher is None or cfg.teacher_cache == "off":
         return {}
     caches = _open_caches(cfg, dataset, teacher, trainer.term_weights)
-    teacher_cache.prepare(cfg, teacher, caches)
+    with loop.explained(cfg, lambda: "T's outputs"):
+        teacher_cache.prepare(cfg, teacher, caches)
     return caches
 
 

@@ -1,5 +1,6 @@
 """The training step: the only home of the gradient tape, of the combined loss and of its scaling over replicas."""
 
+import math
 from collections.abc import Mapping
 
 import keras
@@ -106,7 +107,7 @@ class Trainer(keras.Model):
             scaled_loss = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
         gradients = tape.gradient(scaled_loss, variables)
-        if self.clip_norm > 0:
+        if self.clip_norm > 0 or isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             gradients = self._clip(gradients)
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return self._track(total, terms, labels, outputs, targets, weights)
@@ -146,12 +147,14 @@ class Trainer(keras.Model):
         return tf.add_n([self.term_weights[name] * value for name, value in terms.items()])
 
     def _clip(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Scales the gradients so that their sum over all replicas has at most the norm `clip_norm`.
+        """Scales the gradients so that their sum over all replicas has at most the norm `clip_norm`, if there is one.
 
-        The optimizer's own clipping acts before the sum, on each replica's share, and so depends on their number.
+        The optimizer's own clipping acts before the sum, on each replica's share, and so depends on their number. Where
+        one replica's share overflows, all get NaN: loss scaling looks at one share only, and skips the step by it.
         """
         norm = tf.linalg.global_norm(_sum_over_replicas(gradients)) / self.optimizer.scale_loss(tf.constant(1.0))
-        factor = tf.minimum(1.0, self.clip_norm / (norm + 1e-12))
+        factor = tf.minimum(1.0, (self.clip_norm or math.inf) / (norm + 1e-12))
+        factor = tf.where(tf.math.is_finite(norm), factor, math.nan)
         return [gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]
 
     def _track(

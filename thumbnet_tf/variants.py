@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from thumbnet_tf import qat, tflite, tflite_metadata, twin
 from thumbnet_tf.config import Config, UserError
@@ -32,50 +33,36 @@ def file_name(artifact: str, variant: str) -> str:
     return f"{artifact}_{variant}.tflite"
 
 
-def possible(chosen: Sequence[str], shipped: keras.Model) -> tuple[str, ...]:
+def possible(chosen: Sequence[str], cfg: Config, kind: str, shipped: keras.Model) -> tuple[str, ...]:
     """Returns which of the variants can be made of a network; with all chosen, those that can't are left out.
-
-    Args:
-        chosen: some of `VARIANTS`.
-        shipped: E + S.
-
-    Raises:
-        UserError: when one that was chosen among fewer can't be made.
-    """
-    try:
-        twin.check(shipped)
-    except UserError as error:
-        rest = tuple(name for name in chosen if name not in qat.VARIANTS)
-        if set(chosen) == set(VARIANTS):
-            _log.info("%s are left out: %s", ", ".join(qat.VARIANTS), error)
-        elif rest != tuple(chosen):
-            raise UserError(f"give --variants={','.join(rest)}; {error}") from None
-        return rest
-    return tuple(chosen)
-
-
-def check(chosen: Sequence[str], cfg: Config, kind: str) -> None:
-    """Checks, before anything is made, that variants can be made of a method.
 
     Args:
         chosen: some of `VARIANTS`.
         cfg: the run's configuration.
         kind: the method's downscaler.
+        shipped: E + S.
 
     Raises:
-        UserError: when one can't.
+        UserError: when one that was chosen among fewer can't be made.
     """
-    tuned = [name for name in chosen if name in qat.VARIANTS]
-    if tuned and kind != "learned":
-        rest = ",".join(name for name in chosen if name not in tuned)
-        raise UserError(f"{', '.join(tuned)} need the learned downscaler; give --variants={rest}. Received: {kind}")
-    integer = [name for name in ("int8", "int8_qat") if name in chosen]
-    if integer and cfg.thumbnail_bits != 8:
-        rest = ",".join(name for name in chosen if name not in integer)
-        raise UserError(
-            f"{', '.join(integer)} need thumbnails of 8 bits; give --variants={rest}. "
-            f"Received: a run of --thumbnail_bits={cfg.thumbnail_bits}"
+    reasons = {}
+    if cfg.thumbnail_bits != 8:
+        text = f"int8 and int8_qat need thumbnails of 8 bits. Received: a run of --thumbnail_bits={cfg.thumbnail_bits}"
+        reasons |= dict.fromkeys(("int8", "int8_qat"), text)
+    try:
+        twin.check(shipped)
+    except UserError as error:
+        reasons |= dict.fromkeys(qat.VARIANTS, str(error))
+    if kind != "learned":
+        reasons |= dict.fromkeys(
+            qat.VARIANTS, f"{', '.join(qat.VARIANTS)} need the learned downscaler. Received: {kind}"
         )
+    left = tuple(name for name in chosen if name not in reasons)
+    for text in dict.fromkeys(reasons[name] for name in chosen if name in reasons):
+        if set(chosen) != set(VARIANTS):
+            raise UserError(f"give --variants={','.join(left)}; {text}")
+        _log.info("left out: %s", text)
+    return left
 
 
 def write(
@@ -89,6 +76,7 @@ def write(
     cache: pathlib.Path,
     epochs: int,
     calibration_images: int,
+    lenient: bool,
 ) -> None:
     """Writes E + S, E and S in each variant, and T as float32.
 
@@ -102,9 +90,10 @@ def write(
         cache: keeps fine-tuned weights, so that an export that was killed needn't make them again.
         epochs: of fine-tuning; 0 for `qat.EPOCHS`.
         calibration_images: how many images int8's ranges are taken from.
+        lenient: whether a file that can't be made is told and left out.
 
     Raises:
-        UserError: when a model can't be converted to a variant.
+        UserError: when a model can't be converted to a variant, unless lenient.
     """
     if not chosen:
         return
@@ -112,7 +101,7 @@ def write(
         folder.mkdir()
     ids = np.linspace(0, train.num_examples - 1, min(calibration_images, train.num_examples)).astype(np.int64)
     calibration = pipeline.eval_images(train, cfg, ids.tolist())
-    for artifact, variant, content in _files(chosen, cfg, models, train, cache, epochs, calibration):
+    for artifact, variant, content in _files(chosen, cfg, models, train, cache, epochs, calibration, lenient):
         labels = () if artifact == "downscaler" else classes
         described = tflite_metadata.add(content, f"{artifact} {variant}", ARTIFACTS[artifact], labels)
         write_atomically(folder / file_name(artifact, variant), described)
@@ -126,8 +115,9 @@ def _files(
     cache: pathlib.Path,
     epochs: int,
     calibration: np.ndarray,
+    lenient: bool,
 ) -> Iterator[tuple[str, str, bytes]]:
-    yield TEACHER, "float32", tflite.convert(models.teacher, TEACHER, "float32")
+    yield from _converted(models.teacher, TEACHER, "float32", None, lenient)
     thumbnails = np.concatenate(
         [np.rint(models.downscaler(image[None].astype(np.float32), training=False)) for image in calibration]
     ).astype(np.uint8)
@@ -144,4 +134,19 @@ def _files(
             yield from ((artifact, variant, content) for artifact, content in tuned.items())
             continue
         for artifact, (model, images) in parts.items():
-            yield artifact, variant, tflite.convert(model, artifact, variant, calibration=images)
+            yield from _converted(model, artifact, variant, images, lenient)
+
+
+def _converted(
+    model: keras.Model, artifact: str, variant: str, images: np.ndarray | None, lenient: bool
+) -> Iterator[tuple[str, str, bytes]]:
+    """Converts a model; one that the converter can't take gives nothing, or an error."""
+    try:
+        yield artifact, variant, tflite.convert(model, artifact, variant, calibration=images)
+    except (UserError, tf.errors.OpError):
+        raise
+    except Exception as error:  # the converter raises many kinds
+        text = f"{artifact} can't be made as {variant}. Received: {' '.join(str(error).split())[:200]}"
+        if not lenient:
+            raise UserError(f"leave {variant} out of --variants; {text}") from error
+        _log.warning("left out: %s", text)

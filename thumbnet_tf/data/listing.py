@@ -75,7 +75,11 @@ def natural_key(name: str) -> list[Any]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: natural_key(p.name))
+    try:
+        found = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"the data's folders must be readable. Received: {folder} ({error.strerror})") from None
+    return sorted(found, key=lambda path: natural_key(path.name))
 
 
 def list_folder(root: Path, log: Callable[[str], None]) -> Listing:
@@ -92,12 +96,15 @@ def list_folder(root: Path, log: Callable[[str], None]) -> Listing:
     folders: dict[str, Path] = {}
     for path in _entries(root):
         split = SPLIT_FOLDERS.get(path.name.lower())
-        if split and path.is_dir():
+        if split and path.is_dir() and any(inside.is_dir() for inside in _entries(path)):  # else a class of this name
             if split in folders:
                 raise UserError(
                     f"{root} has two {split} folders; keep one. Received: {folders[split].name}, {path.name}"
                 )
             folders[split] = path
+    beside = [path.name for path in _entries(root) if folders and path not in folders.values()]
+    if beside:
+        log(f"{root}: {len(beside)} files or folders beside the splits are left out, such as {', '.join(beside[:3])}")
     if folders and "train" not in folders:
         raise UserError(f"{root} needs a folder train beside {', '.join(folders)}; add it. Received: none")
     listed = {split: _list_classes(folder, root, log) for split, folder in (folders or {"train": root}).items()}
@@ -181,6 +188,9 @@ def list_tfds(dataset: str, data_dir: str, log: Callable[[str], None]) -> Listin
         )
     # Under `tfds.testing.mock_data` the splits are unknown; any name is accepted there.
     available = [name for name in ("train", "validation", "test") if name in info.splits] if info.splits else ["train"]
+    if {"validation", "test"} <= {*available} and _is_unlabelled(builder, "test", keys[1]):
+        available.remove("test")
+        log("the test split has no labels and is left out")
     if "train" not in available:
         raise UserError(
             f"--dataset needs a train split; choose another. Received: {dataset} with {', '.join(info.splits)}"
@@ -191,6 +201,13 @@ def list_tfds(dataset: str, data_dir: str, log: Callable[[str], None]) -> Listin
         identity.append(f"{name} {split.num_examples} {split.num_bytes} {list(split.shard_lengths or [])}")
     splits = {name: functools.partial(_read_split, builder, name, keys) for name in available}
     return Listing(tuple(label.names), splits, identity)
+
+
+def _is_unlabelled(builder: tfds.core.DatasetBuilder, split: str, label_key: str) -> bool:
+    """Returns whether the first example's label stands for none, as in the test splits of competitions."""
+    decoders = tfds.decode.PartialDecoding({label_key: True})
+    examples = builder.as_dataset(split=split, shuffle_files=False, decoders=decoders).take(1).as_numpy_iterator()
+    return any(example[label_key] < 0 for example in examples)
 
 
 def _builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:

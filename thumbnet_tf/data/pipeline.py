@@ -23,11 +23,16 @@ _ALONE = tf.distribute.InputContext()
 
 
 def steps_per_epoch(split: Split, cfg: Config) -> int:
-    """Returns the number of full batches in an epoch; the remainder is left out, another one each epoch.
+    """Returns the number of full batches in an epoch; the rest is left out, another one each time but of a stream.
 
     Raises:
-        UserError: when the split doesn't fill one batch.
+        UserError: when the split doesn't fill one batch, or streamed images are to be mixed.
     """
+    if cfg.mixup_alpha and not split.store.random_access:
+        raise UserError(
+            "--mixup_alpha needs images that can be read in any order; raise --memory_limit_gb so that they stay in "
+            f"memory, use a folder of images, or leave it at 0. Received: --mixup_alpha={cfg.mixup_alpha:g}"
+        )
     if split.num_examples < cfg.batch_size:
         raise UserError(
             f"--batch_size must not exceed the {split.num_examples} {split.name} images; "
@@ -70,11 +75,6 @@ def train_batches(
         UserError: when the split doesn't fill one batch, or streamed images are to be mixed.
     """
     cfg = cfg.resolved()
-    if cfg.mixup_alpha and not split.store.random_access:
-        raise UserError(
-            "--mixup_alpha needs images that can be read in any order; raise --memory_limit_gb so that they stay in "
-            f"memory, use a folder of images, or leave it at 0. Received: --mixup_alpha={cfg.mixup_alpha:g}"
-        )
     epoch_examples = steps_per_epoch(split, cfg) * cfg.batch_size
     total = (cfg.epochs if epochs is None else epochs) * epoch_examples
     start = min(start_step * cfg.batch_size, total)

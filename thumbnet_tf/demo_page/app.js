@@ -39,7 +39,7 @@ async function timed(run) {
   return times.sort((a, b) => a - b)[RUNS >> 1];
 }
 
-/** Returns the pixels of a photo as they are in the file: not turned by EXIF, colours not converted. */
+/** Returns the pixels of an opaque photo as they are in the file: not turned by EXIF, colours not converted. */
 async function pixelsOf(source) {
   const stored = source instanceof Blob ? new Blob([withoutExif(new Uint8Array(await source.arrayBuffer()))]) : source;
   const options = {imageOrientation: 'none', colorSpaceConversion: 'none', premultiplyAlpha: 'none'};
@@ -144,7 +144,12 @@ $('file').addEventListener('change', () => {
   take([...$('file').files]);
   $('file').value = ''; // the same file can be chosen again
 });
-$('camera').addEventListener('click', () => ($('video').srcObject ? stopCamera() : startCamera().catch(showError)));
+$('camera').addEventListener('click', async () => {
+  if ($('video').srcObject) return stopCamera();
+  $('camera').disabled = true; // while the browser asks whether it may
+  await startCamera().catch(showError);
+  $('camera').disabled = false;
+});
 $('shoot').addEventListener('click', () => classify($('video')));
 addEventListener('paste', (event) => take([...event.clipboardData.files]));
 addEventListener('dragover', (event) => {

@@ -36,9 +36,10 @@ export function show({labels, photo, images, student, teacher, runs, times, byte
   if (teacher) answer('teacher', labels, teacher);
 
   const both = times.downscaler + times.classifier;
+  const faster = () => `${factor.format(times.teacher / both)} times faster`;
   rows($('times'), [
     teacher && ['T on the full image', '', milliseconds(times.teacher)],
-    ['E + S', teacher ? `${factor.format(times.teacher / both)} times faster` : '', milliseconds(both), true],
+    ['E + S', teacher && both > 0 && times.teacher > both ? faster() : '', milliseconds(both), true],
     ['E, the thumbnail', '', milliseconds(times.downscaler)],
     ['S on the thumbnail', '', milliseconds(times.classifier)],
   ]);

@@ -74,7 +74,8 @@ class MainActivity : ComponentActivity() {
     private fun decode(photo: Uri, size: Int): Bitmap =
         ImageDecoder.decodeBitmap(ImageDecoder.createSource(contentResolver, photo)) { decoder, info, _ ->
             val side = minOf(info.size.width, info.size.height)
-            decoder.setTargetSampleSize(maxOf(1, (side * CROP_FRACTION / (2 * size)).toInt()))
+            // a power of two: JPEG's decoder then averages, at other sizes it may skip pixels
+            decoder.setTargetSampleSize(maxOf(1, (side * CROP_FRACTION / (2 * size)).toInt().takeHighestOneBit()))
             decoder.allocator = ImageDecoder.ALLOCATOR_SOFTWARE // getPixels can't read a bitmap on the GPU
         }
 
@@ -87,9 +88,9 @@ class MainActivity : ComponentActivity() {
 /**
  * Cuts the central square and scales it to `size`, as `preprocess.eval_crop` does in Python.
  *
- * Two differences from Python stay small: there an antialiased filter shrinks the photo in one go, here it is halved
- * (the mean of 2 x 2 pixels) while it is twice too large and then scaled bilinearly; and there EXIF orientation is
- * ignored, here `ImageDecoder` has turned the photo upright.
+ * Two differences from Python: there an antialiased filter shrinks the photo in one go, here `ImageDecoder` has read a
+ * large one at a half, a quarter, ... of its size, what is left is halved (the mean of 2 x 2 pixels) while it is twice
+ * too large and then scaled bilinearly; and there EXIF orientation is ignored, here the photo was turned upright.
  */
 fun centralCrop(photo: Bitmap, size: Int): Bitmap {
     val side = maxOf(1, (minOf(photo.width, photo.height) * CROP_FRACTION).roundToInt())
