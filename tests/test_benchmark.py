@@ -80,7 +80,9 @@ def test_table_of_several_models():
         rows += [row(case, "teacher", "1", "1048576", unit, "1.0"), row(case, "thumbnet", "4", "524288", unit, "2.0")]
         rows += [row(case, "thumbnet", "2", "262144", unit, "4.0")]
     lines = benchmark_report.markdown(rows).splitlines()
-    assert lines[0] == "| backbone, px | measured | T | E + S, ratio 4 | E + S, ratio 2 |"
+    assert (
+        lines[0] == "| backbone, px | measured | T | E + S, ratio 4 (times cheaper) | E + S, ratio 2 (times cheaper) |"
+    )
     assert "| 1.0 MiB | 0.5 MiB (2.0x) | 0.2 MiB (4.0x) |" in lines[3]
     assert lines[2].endswith("| 1 M | 1 M (2.0x) | 0 M (4.0x) |")
 

@@ -300,3 +300,7 @@ def test_families_of_keras_applications_train(name, ratio, photos):
     assert np.isfinite(logs["loss"])
     moved = [np.any(a != np.array(b)) for a, b in zip(before, trainer.student.trainable_variables, strict=True)]
     assert np.mean(moved) > 0.9
+    if ratio == 2:  # what ships goes into TFLite: int8 is the hardest
+        shipped = thumbnet.build_shipped(cfg, "learned", plain(trainer.downscaler), plain(trainer.student))
+        for variant in ("float32", "int8"):
+            assert len(tflite.convert(shipped, "thumbnet", variant, calibration=photos(4, size))) > 10_000

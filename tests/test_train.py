@@ -108,7 +108,7 @@ def test_a_signal_during_the_last_save_is_heeded(config, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop.Checkpoints, "save", signalled)
         with pytest.raises(loop.Interrupted) as stop:
-            train(config(methods=("direct",)))
+            train(config(methods=("direct",), checkpoint_seconds=1e9))
     assert stop.value.exit_code == 128 + signal.SIGTERM
     with concurrent.futures.ThreadPoolExecutor() as pool:  # where no signal can be handled
         assert pool.submit(train, config(methods=("direct",))).result().is_done("direct")
