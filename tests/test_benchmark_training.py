@@ -27,6 +27,7 @@ def rows(tmp_path_factory):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_every_case_is_measured(rows):
     assert ",".join(rows[0]) == "case,image_size,ratio,batch,median,p10,p90,unit"
     assert [row["case"] for row in rows] == list(benchmark_training.ABOUT)
@@ -35,6 +36,7 @@ def test_every_case_is_measured(rows):
         assert 0 < float(row["p10"]) <= float(row["median"]) <= float(row["p90"])
 
 
+@pytest.mark.slow
 def test_the_floor_is_the_sum_of_its_parts(rows):
     # with two rounds the median is their mean, so the medians of the parts' times add up
     seconds = {row["case"]: 1 / float(row["median"]) for row in rows}
@@ -42,6 +44,7 @@ def test_the_floor_is_the_sum_of_its_parts(rows):
     assert math.isclose(seconds["floor"], parts, rel_tol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_table_shows_ratios_to_the_uncached_step(rows):
     lines = benchmark_training.markdown(rows).splitlines()
     assert len(lines) == 2 + len(rows)

@@ -100,6 +100,7 @@ def test_a_failed_checkpoint_leaves_the_last_one(config, monkeypatch):
     assert_same(whole, state_of(train(config(methods=("direct",)))))
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_falls_back_to_the_one_before(config, monkeypatch, tmp_path):
     whole = state_of(train(config("whole", methods=("direct",))))
     with monkeypatch.context() as patch:

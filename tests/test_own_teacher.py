@@ -110,6 +110,14 @@ def test_run_with_an_own_teacher(own, caplog):
     labels = np.repeat([0, 1, 2], 20)
     assert (np.load(run.path / "original" / "logits_validation.npy").argmax(-1) == labels).mean() > 0.95
     assert benchmark_inference.of_run(str(run.path)).backbone == "own_teacher"
+    teacher("-1..1").save(cfg.teacher)
+    with pytest.raises(UserError, match="the teacher's file changed since this run started"):
+        train(dataclasses.replace(cfg, methods=("direct", "bicubic")))
+
+
+@pytest.mark.slow
+def test_the_teacher_of_a_run_is_taken_as_its_file_is(own):
+    run = train(own(teacher("0..1"), teacher_input="0..1"))
     theirs = run.path / "original" / "teacher.keras"  # holds what --teacher_input=0..1 has put in front
     elsewhere = shutil.copy(theirs, run.path.parent / "copy.keras")
     for name, path in (("second", theirs), ("third", elsewhere)):
@@ -120,10 +128,6 @@ def test_run_with_an_own_teacher(own, caplog):
     (run.path / "data.json").write_text(json.dumps(facts | {"classes": facts["classes"][::-1]}))
     with pytest.raises(UserError, match="--teacher must know this dataset's classes in this order"):
         train(own(teacher=str(theirs), run_dir=str(run.path.parent / "fourth")))
-    (run.path / "data.json").write_text(json.dumps(facts))
-    teacher("-1..1").save(cfg.teacher)
-    with pytest.raises(UserError, match="the teacher's file changed since this run started"):
-        train(dataclasses.replace(cfg, methods=("direct", "bicubic")))
 
 
 @pytest.mark.slow

@@ -206,6 +206,7 @@ def test_moving_average_is_what_is_saved_and_validated(config, monkeypatch):
     np.testing.assert_allclose(saved, average, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_shipped_model_equals_its_parts(config, photos):
     run = train(config(methods=("bicubic", "thumbnet"), mixed_precision="mixed_bfloat16", epochs=1))
     images = photos(5, 32)
