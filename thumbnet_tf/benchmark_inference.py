@@ -171,8 +171,7 @@ def _times(
         lite["tflite_latency", *key] = _interpreter(tflite.convert(model, MODELS[key[0]], "float32"))
     found = {}
     for cases, turn, what in ((single, _SINGLE, "batch 1"), (lite, _SINGLE, "TFLite"), (many, _MANY, f"batch {batch}")):
-        times = timing.measure(cases, rounds=rounds, **turn, what=f"{backbone}: {what}")
-        found |= {key: value.milliseconds for key, value in times.items()}
+        found |= timing.measure(cases, rounds=rounds, **turn, what=f"{backbone}: {what}")
     return found
 
 

@@ -102,7 +102,7 @@ def measure(
         made = {name: case for name, case in _cases(cfg, teacher).items() if cases is None or name in cases}
         functions = {name: function for name, (function, _) in made.items()}
         found = timing.measure(functions, rounds=rounds, warm_up=0, what=f"training at {cfg.image_size} px")
-    per_image = {name: found[name].milliseconds / count for name, (_, count) in made.items()}
+    per_image = {name: found[name] / count for name, (_, count) in made.items()}
     parts = [name for name in ABOUT if name.startswith("part_")]
     if all(name in per_image for name in parts):
         per_image["floor"] = np.sum([per_image[name] for name in parts], axis=0)

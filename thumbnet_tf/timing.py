@@ -1,6 +1,5 @@
 """Measures how long functions take, side by side."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
@@ -12,22 +11,6 @@ from thumbnet_tf.progress import track
 Key = TypeVar("Key", bound=Hashable)
 
 
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """What was measured of one case: milliseconds of each call."""
-
-    milliseconds: np.ndarray
-
-    @property
-    def median(self) -> float:
-        """Half of the calls took less."""
-        return self.percentile(50)
-
-    def percentile(self, percent: float) -> float:
-        """Returns the milliseconds that `percent` of the calls stayed below."""
-        return float(np.percentile(self.milliseconds, percent))
-
-
 def measure(
     cases: Mapping[Key, Callable[[], object]],
     *,
@@ -36,7 +19,7 @@ def measure(
     warm_up: int = 1,
     what: str = "measuring",
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[Key, Times]:
+) -> dict[Key, np.ndarray]:
     """Measures cases that take turns in one process, so that a disturbance of the machine hits all alike.
 
     Each turn starts with calls that are not measured: they bring a case's weights back into the caches, as in a
@@ -51,7 +34,7 @@ def measure(
         clock: returns seconds.
 
     Returns:
-        The times of each case, `rounds * calls` of them.
+        Milliseconds of each call by case, `(rounds * calls,)`.
 
     Raises:
         ValueError: when nothing would be measured.
@@ -70,4 +53,4 @@ def measure(
                     if number:
                         seconds[key].append(clock() - before)
                 bar.update()
-    return {key: Times(1000 * np.array(values)) for key, values in seconds.items()}
+    return {key: 1000 * np.array(values) for key, values in seconds.items()}
