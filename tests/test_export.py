@@ -200,6 +200,17 @@ def test_mistakes_about_the_run(tiny_run, tmp_path):
         export.export(options(tiny_run, tmp_path / "file"))
 
 
+def test_a_file_that_can_not_be_made_is_left_out_or_told(monkeypatch, caplog):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("only integer tensors\nare allowed")
+
+    monkeypatch.setattr(tflite, "convert", refuse)
+    assert list(variants._converted(None, "thumbnet", "int8", None, lenient=True)) == []
+    assert "left out: thumbnet can't be made as int8. Received: only integer tensors are allowed" in caplog.text
+    with pytest.raises(UserError, match="leave int8 out of --variants; thumbnet can't be made as int8"):
+        list(variants._converted(None, "thumbnet", "int8", None, lenient=False))
+
+
 def test_kill_during_an_export_leaves_no_version(tiny_run, tmp_path):
     command = [sys.executable, "-m", "thumbnet_tf.export", f"--run_dir={tiny_run.path}", f"--out={tmp_path}"]
     with subprocess.Popen([*command, "--variants="], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:

@@ -306,5 +306,9 @@ def test_families_of_keras_applications_train(name, ratio, photos):
     assert np.mean(moved) > 0.9
     if ratio == 2:  # what ships goes into TFLite: int8 is the hardest
         shipped = thumbnet.build_shipped(cfg, "learned", plain(trainer.downscaler), plain(trainer.student))
-        for variant in ("float32", "int8"):
-            assert len(tflite.convert(shipped, "thumbnet", variant, calibration=photos(4, size))) > 10_000
+        assert len(tflite.convert(shipped, "thumbnet", "float32")) > 10_000
+        if name == "ConvNeXtTiny":  # its layer normalisation has no integer kernel
+            with pytest.raises(RuntimeError, match=r"only integer tensors are allowed. Received: .*layernorm"):
+                tflite.convert(shipped, "thumbnet", "int8", calibration=photos(4, size))
+        else:
+            assert len(tflite.convert(shipped, "thumbnet", "int8", calibration=photos(4, size))) > 10_000
