@@ -26,7 +26,7 @@ TOGETHER = (
     "test_benchmark_training",
     "test_parity",
     "test_qat",
-    "test_sources",
+    "test_tfds_sources",
     "test_tflite",
 )
 

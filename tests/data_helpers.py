@@ -4,8 +4,14 @@ import io
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
+
+from thumbnet_tf.config import Config
+from thumbnet_tf.data import sources
+
+SPLITS = ("train", "validation", "test")
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -27,6 +33,14 @@ def encode(image: np.ndarray | Image.Image, kind: str, **options) -> bytes:
 def by_pillow(data: bytes) -> np.ndarray:
     """Decodes with Pillow, int (H, W, 3)."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def load(dataset, log=lambda line: None, splits=SPLITS, **options):
+    return sources.load(Config(dataset=str(dataset), **options), splits, log)
+
+
+def pixels(split):
+    return [split.store.get(tf.constant(i)).numpy() for i in range(split.num_examples)]
 
 
 def write_folder(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
