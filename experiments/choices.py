@@ -11,7 +11,8 @@ import sys
 
 from experiments.summary import RESULTS, ROOT, write
 from thumbnet_tf.config import Config, UserError
-from thumbnet_tf.runs import RunDir, read_rows, write_rows
+from thumbnet_tf.csv_files import read_rows, write_rows
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import ORIGINAL
 
 COLUMNS = ("difference", "method", "seed", "examples", "validation_top1", "validation_teacher_agreement")

@@ -14,7 +14,8 @@ import sys
 from experiments.summary import RESULTS, ROOT, write
 from thumbnet_tf import card, parity, wire
 from thumbnet_tf.config import UserError
-from thumbnet_tf.runs import RunDir, read_rows, write_rows
+from thumbnet_tf.csv_files import read_rows, write_rows
+from thumbnet_tf.runs import RunDir
 
 UPLINK_MBPS = 10  # for which the time to send is given
 

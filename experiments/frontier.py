@@ -20,8 +20,9 @@ from experiments import run
 from experiments.summary import RESULTS
 from thumbnet_tf import backbones, flags, thumbnet
 from thumbnet_tf.config import Config
+from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.plots import STYLES
-from thumbnet_tf.runs import read_rows, write_atomically
+from thumbnet_tf.runs import write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 SIZES = ("32", "64")

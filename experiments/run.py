@@ -22,8 +22,8 @@ import time
 from experiments.summary import RESULTS, ROOT
 from thumbnet_tf import flags
 from thumbnet_tf.config import FlagError, UserError, check_options, option
+from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.evaluate import COLUMNS as EVALUATED
-from thumbnet_tf.runs import read_rows, write_rows
 from thumbnet_tf.stages import ORIGINAL
 
 ROWS = ROOT / "experiments" / "rows"

@@ -14,7 +14,7 @@ import sys
 from experiments.summary import RESULTS, ROOT, replace_table
 from thumbnet_tf import benchmark, benchmark_inference, benchmark_report, benchmark_training
 from thumbnet_tf.config import UserError
-from thumbnet_tf.runs import read_rows
+from thumbnet_tf.csv_files import read_rows
 
 # columns, figure and table of each
 REPORTS = {

@@ -9,7 +9,8 @@ import sys
 from experiments.run import ALONE, LOSSES, ROWS, TEACHER_SETS, name_in_set, names, set_of, teacher_row
 from experiments.summary import RESULTS, ROOT, cost, recovered, replace_table, spread
 from thumbnet_tf.config import UserError
-from thumbnet_tf.runs import read_rows, write_atomically
+from thumbnet_tf.csv_files import read_rows
+from thumbnet_tf.runs import write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 

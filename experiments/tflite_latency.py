@@ -16,7 +16,7 @@ import numpy as np
 from experiments.summary import RESULTS, ROOT, replace_table
 from thumbnet_tf import parity, tflite, thumbnet, warmup
 from thumbnet_tf.config import Config
-from thumbnet_tf.runs import write_rows
+from thumbnet_tf.csv_files import write_rows
 
 IMAGES = 320
 COLUMNS = ("model", "variant", "bytes", "latency_ms_p10", "latency_ms_p50", "latency_ms_p95", "teacher_over_it_p50")

@@ -10,7 +10,8 @@ import sys
 
 from experiments.summary import RESULTS, ROOT, spread, write
 from thumbnet_tf.config import UserError
-from thumbnet_tf.runs import RunDir, read_rows, write_rows
+from thumbnet_tf.csv_files import read_rows, write_rows
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import ORIGINAL
 from thumbnet_tf.teacher_cache import number_of_views
 

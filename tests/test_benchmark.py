@@ -87,6 +87,7 @@ def test_table_of_several_models():
     assert lines[2].endswith("| 1 M | 1 M (2.0x) | 0 M (4.0x) |")
 
 
+@pytest.mark.slow
 def test_memory_of_larger_maps_is_larger():
     cfg = Config(image_size=64, ratio=4, width=0.25)
     models = benchmark_inference.random_subject(cfg, 3).by_name

@@ -24,7 +24,7 @@ from thumbnet_tf.client import Options
 from thumbnet_tf.client_thumbnails import TfliteDownscaler
 from thumbnet_tf.client_transport import GrpcTransport, RestTransport, Target
 from thumbnet_tf.config import FlagError, UserError
-from thumbnet_tf.runs import read_rows
+from thumbnet_tf.csv_files import read_rows
 
 SMALL = IMAGE_SIZE // RATIO
 

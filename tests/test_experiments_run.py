@@ -12,8 +12,8 @@ from matplotlib.collections import PathCollection
 from experiments import frontier, run, tables
 from thumbnet_tf import flags, stages
 from thumbnet_tf.config import Config, FlagError
+from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.evaluate import COLUMNS
-from thumbnet_tf.runs import read_rows, write_rows
 
 
 @pytest.fixture

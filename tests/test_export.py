@@ -16,7 +16,8 @@ from run_helpers import CLASSES, IMAGE_SIZE
 
 from thumbnet_tf import card, export, parity, publish, serving, tflite, thumbnet, variants, warmup
 from thumbnet_tf.config import Config, FlagError, UserError
-from thumbnet_tf.runs import RunDir, read_rows
+from thumbnet_tf.csv_files import read_rows
+from thumbnet_tf.runs import RunDir
 
 FILES = {
     "README.md",
@@ -211,6 +212,7 @@ def test_a_file_that_can_not_be_made_is_left_out_or_told(monkeypatch, caplog):
         list(variants._converted(None, "thumbnet", "int8", None, lenient=False))
 
 
+@pytest.mark.slow
 def test_kill_during_an_export_leaves_no_version(tiny_run, tmp_path):
     command = [sys.executable, "-m", "thumbnet_tf.export", f"--run_dir={tiny_run.path}", f"--out={tmp_path}"]
     with subprocess.Popen([*command, "--variants="], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:

@@ -7,7 +7,9 @@ from data_helpers import TinyPhotos, write_folder
 
 from thumbnet_tf import preprocess
 from thumbnet_tf.config import Config, UserError
-from thumbnet_tf.data import eval_batches, load, pipeline, steps_per_epoch, train_batches
+from thumbnet_tf.data import pipeline
+from thumbnet_tf.data.pipeline import eval_batches, steps_per_epoch, train_batches
+from thumbnet_tf.data.sources import load
 
 STORES = ("memory", "files", "stream")
 OPTIONS = {"image_size": 32, "batch_size": 4, "seed": 3, "epochs": 3, "augment": "crop_flip"}

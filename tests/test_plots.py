@@ -245,3 +245,7 @@ def test_mistakes_are_told(run_copy, tmp_path):
         (run_copy.path / "bicubic" / "metrics.csv").write_text(text)
         with pytest.raises(UserError, match=r"must be as training wrote it; restore it. Received: .*bicubic"):
             plots.main(Options(run_dir=run_dir, examples=0))
+    (run_copy.path / "bicubic" / "metrics.csv").unlink()
+    (run_copy.path / "results.csv").write_text("method,split,top1\nbicubic,test,0.5\n")
+    with pytest.raises(UserError, match=r"must be as it was written; restore it. Received: .*results.csv"):
+        plots.main(Options(run_dir=run_dir, examples=0))

@@ -11,7 +11,8 @@ from teacher_helpers import SIZE, teacher
 
 from thumbnet_tf.compare import recommendation
 from thumbnet_tf.config import FlagError, UserError
-from thumbnet_tf.runs import RunDir, read_rows
+from thumbnet_tf.csv_files import read_rows
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.train import train_ratios
 
 

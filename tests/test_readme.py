@@ -26,7 +26,7 @@ from thumbnet_tf import (
     wire,
 )
 from thumbnet_tf.config import Config, UserError
-from thumbnet_tf.runs import read_rows
+from thumbnet_tf.csv_files import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -15,11 +15,12 @@ from teacher_helpers import teacher
 
 from thumbnet_tf import report, report_sections, teachers
 from thumbnet_tf.config import FlagError, UserError
+from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.data import sources
 from thumbnet_tf.report import Options
 from thumbnet_tf.report_data import gather
 from thumbnet_tf.report_html import Markup, element, table
-from thumbnet_tf.runs import RunDir, read_rows, write_rows
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stats import Paired, wilson
 from thumbnet_tf.train import train
 
@@ -170,6 +171,7 @@ def test_classes_and_images_are_those_of_the_answers(page, study, text):
     assert {(a["width"], a["height"]) for a in own} == {(str(IMAGE_SIZE // RATIO),) * 2}
 
 
+@pytest.mark.slow
 def test_a_teacher_of_the_users_own_is_named(own):
     run = train(own(teacher("0..255"), methods=("thumbnet",)))
     text = report_sections.page(gather(run), 1, 1)

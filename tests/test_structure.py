@@ -39,6 +39,7 @@ LAYERS = (
     {"data"},
     {"trainer"},
     {"runs", "distribution"},
+    {"csv_files"},
     {"checkpoints", "cache_files", "teachers"},
     {"teacher_cache"},
     {

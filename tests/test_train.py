@@ -239,6 +239,7 @@ def test_top_k_counts_ties_once():
     assert evaluate.top_k(logits, labels, 2) == 1.0
 
 
+@pytest.mark.slow
 def test_slim_is_a_smaller_network_on_full_images(config, photos):
     run = train(config(methods=("slim",), slim_width=0.03125, epochs=1))
     row, teacher_row = ({r["method"]: r for r in rows(run.path / "results.csv")}[name] for name in ("slim", "original"))

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from thumbnet_tf.runs import saving, write_atomically, write_rows
+from thumbnet_tf.csv_files import write_rows
+from thumbnet_tf.runs import saving, write_atomically
 
 # case -> what it is called in the table and the figure
 CASES = {

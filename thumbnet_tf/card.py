@@ -68,13 +68,12 @@ def text(
         cfg: the run's resolved configuration.
         network: what T and S are, as words.
         facts: what the manifest holds.
-        metrics: rows of `results.csv`.
+        metrics: the test rows of `results.csv`.
         parity: rows of `parity.csv`.
         refused: lines on what was not published.
     """
     data, method = facts["data"], facts["method"]
     classes = facts["labels"]
-    shown = [row for row in metrics if row["split"] == "test"]
     return _CARD.format(
         name=facts["name"],
         version=facts["version"],
@@ -99,7 +98,7 @@ def text(
                     f"{100 * float(row['teacher_agreement']):.1f}",
                     f"{int(row['macs']) / 1e6:.1f} (+ {int(row['macs_downscaler']) / 1e6:.1f})",
                 )
-                for row in shown
+                for row in metrics
             ],
         ),
         parity=_markdown(*parity_cells(parity)),

@@ -9,7 +9,8 @@ import numpy as np
 
 from thumbnet_tf import distribution
 from thumbnet_tf.config import AUTO, Config, FlagError
-from thumbnet_tf.runs import RunDir, read_rows, write_rows
+from thumbnet_tf.csv_files import read_rows, write_rows
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import ORIGINAL, students
 from thumbnet_tf.stats import Paired
 

@@ -13,9 +13,10 @@ import tensorflow as tf
 
 from thumbnet_tf import costs, flags
 from thumbnet_tf.config import Config, UserError, check_options, option
+from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import RunDir, read_rows, write_atomically, write_rows
+from thumbnet_tf.runs import RunDir, write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 COLUMNS = (
@@ -140,9 +141,19 @@ def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
     return float(np.mean((best == np.asarray(labels)[:, None]).any(axis=-1)))
 
 
+def read_results(run: RunDir, split: str) -> list[dict[str, str]]:
+    """Returns the rows of a split in `results.csv`, by `COLUMNS`; none before the first evaluation.
+
+    Raises:
+        UserError: when the file is damaged.
+    """
+    rows = read_rows(run.path / "results.csv", COLUMNS, words=("method", "split"))
+    return [row for row in rows if row["split"] == split]
+
+
 def table(run: RunDir) -> str:
     """Returns the test rows of `results.csv` as a text table."""
-    rows = [row for row in read_rows(run.path / "results.csv") if row["split"] == "test"]
+    rows = read_results(run, "test")
     titles = ("top-1", "top-5", "agrees with T", "M multiply-adds", "+ downscaler", "params")
     lines = [f"{'method':<18}" + "".join(f"{title:>{max(len(title) + 2, 9)}}" for title in titles)]
     for row in rows:

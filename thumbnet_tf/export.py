@@ -22,9 +22,11 @@ import tensorflow as tf
 
 from thumbnet_tf import card, flags, intake, parity, publish, qat, serving, teachers, thumbnet, variants, warmup
 from thumbnet_tf.config import Config, FlagError, UserError, check_options, option
+from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.data import sources
+from thumbnet_tf.evaluate import read_results
 from thumbnet_tf.predict import choose_method
-from thumbnet_tf.runs import RunDir, environment, read_rows, saving, write_atomically, write_rows
+from thumbnet_tf.runs import RunDir, environment, saving, write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 ALSO = ("teacher", "classifier")
@@ -159,7 +161,7 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
         }
         write_rows(folder / "parity.csv", parity.COLUMNS, rows)
         _write_figure(folder / "parity.png", rows)
-        network, metrics = teachers.network_name(run, cfg), read_rows(run.path / "results.csv")
+        network, metrics = teachers.network_name(run, cfg), read_results(run, "test")
         text = card.text(cfg, network, facts | served[name], metrics, rows, refused)
         write_atomically(folder / "README.md", text)
         for other, path in folders.items():

@@ -20,9 +20,10 @@ import tensorflow as tf
 
 from thumbnet_tf.checkpoints import Checkpoints
 from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.distribution import Job
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import read_rows, saving, write_rows
+from thumbnet_tf.runs import saving
 from thumbnet_tf.teacher_cache import UNREADABLE
 from thumbnet_tf.trainer import Trainer
 
@@ -178,7 +179,7 @@ def _rows_until(path: pathlib.Path, step: int) -> list[dict[str, str]]:
     """Returns the rows of a metrics file up to a step: what was logged after the restored state is done again."""
     try:
         return [row for row in read_rows(path) if int(row["step"]) <= step]
-    except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no metrics.csv any more ({error!r}); restore it, or delete it to go on") from None
 
 

@@ -19,9 +19,11 @@ from matplotlib.lines import Line2D
 
 from thumbnet_tf import flags, gallery
 from thumbnet_tf.config import UserError, check_options, option
+from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.data import sources
+from thumbnet_tf.evaluate import read_results
 from thumbnet_tf.loop import COLUMNS
-from thumbnet_tf.runs import RunDir, read_rows, saving, write_atomically
+from thumbnet_tf.runs import RunDir, saving, write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 DPI = 120
@@ -266,8 +268,7 @@ def draw(run: RunDir, out: pathlib.Path, examples: int, data_dir: str = "") -> l
     written = []
     if metrics := read_metrics(run):
         written.append(_save(losses_figure(metrics), out / "losses.png"))
-    rows = [row for row in read_rows(run.path / "results.csv") if row["split"] == "test"]
-    if rows:
+    if rows := read_results(run, "test"):
         written.append(_save(accuracy_figure(rows, dataset_title(cfg.dataset)), out / "accuracy_vs_macs.png"))
     else:
         _log.info("no accuracy_vs_macs.png: the run has no results.csv yet (thumbnet_tf.evaluate writes it)")

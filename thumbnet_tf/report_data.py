@@ -4,17 +4,18 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from thumbnet_tf import benchmark_report, parity, plots, publish, teachers
 from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.data import sources
-from thumbnet_tf.evaluate import COLUMNS
+from thumbnet_tf.evaluate import read_results
 from thumbnet_tf.predict import choose_method
-from thumbnet_tf.runs import RunDir, read_rows
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import METHODS, ORIGINAL, students
 from thumbnet_tf.stats import softmax
 
@@ -171,7 +172,7 @@ def _named_export(run: RunDir, method: str, export_dir: str) -> Export:
 
 def _read_export(folder: pathlib.Path) -> Export:
     manifest = publish.read_manifest(folder)
-    rows = _checked(folder / "parity.csv", parity.COLUMNS, ("artifact", "variant"))
+    rows = read_rows(folder / "parity.csv", parity.COLUMNS, ("artifact", "variant"))
     if not rows or not {"run", "method", "version", "created"} <= manifest.keys():
         raise UserError(f"an export must hold a parity.csv and name its run; export anew. Received: {folder}")
     return Export(folder, manifest, rows)
@@ -183,37 +184,13 @@ def _same(named: str, path: pathlib.Path) -> bool:
 
 def _results(run: RunDir) -> dict[str, dict[str, str]]:
     """Returns the test rows of `results.csv` by method, in the order of `METHODS`."""
-    rows = _checked(run.path / "results.csv", COLUMNS, ("method", "split"))
-    rows = [row for row in rows if row["split"] == "test"]
+    rows = read_results(run, "test")
     return {name: row for name in METHODS for row in rows if row["method"] == name}
-
-
-def _checked(path: pathlib.Path, columns: Sequence[str], words: Sequence[str]) -> list[dict[str, str]]:
-    """Reads a CSV file; a missing one has no rows.
-
-    Args:
-        path: where it is.
-        columns: that each row must have.
-        words: those of them that hold words; the others hold numbers.
-
-    Raises:
-        UserError: when a cell is missing or holds no number where it should.
-    """
-    try:
-        rows = read_rows(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"a CSV file can't be read ({type(error).__name__}); restore it. Received: {path}") from None
-    try:
-        for row in rows:
-            [row[column] if column in words else float(row[column]) for column in columns]
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"a CSV file must be as it was written; restore it. Received: {path}") from None
-    return rows
 
 
 def _benchmark(run: RunDir) -> list[dict[str, str]]:
     path = run.path / "benchmark" / "benchmark_inference.csv"
-    rows = _checked(path, BENCHMARK_COLUMNS, ("case", "backbone", "model", "unit"))
+    rows = read_rows(path, BENCHMARK_COLUMNS, ("case", "backbone", "model", "unit"))
     measured = {(row["backbone"], row["case"]) for row in rows if row["model"] == "teacher"}
     if any((row["backbone"], case) not in measured for row in rows for case in benchmark_report.CASES):
         raise UserError(f"a benchmark must hold T in every case; measure anew or delete it. Received: {path}")

@@ -14,18 +14,16 @@
 """
 
 import contextlib
-import csv
 import dataclasses
 import fcntl
 import importlib.metadata
-import io
 import json
 import logging
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -291,20 +289,3 @@ def environment() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
-
-
-def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
-    """Reads a CSV file as dicts of strings; a missing file has no rows."""
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(path: pathlib.Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a CSV file atomically."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())

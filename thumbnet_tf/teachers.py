@@ -12,8 +12,9 @@ import numpy as np
 
 from thumbnet_tf import backbones, foreign, thumbnet
 from thumbnet_tf.config import APPLICATIONS, AUTO, Config, FlagError, UserError
+from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.data import pipeline, sources
-from thumbnet_tf.runs import RunDir, load_keras, read_rows
+from thumbnet_tf.runs import RunDir, load_keras
 from thumbnet_tf.stages import ORIGINAL
 
 _IMAGES = 512  # of validation that a T of the user's own is tried on

@@ -67,22 +67,6 @@ def add(content: bytes, name: str, description: str, labels: Sequence[str] = ())
     return file.getvalue()
 
 
-def read_labels(content: bytes) -> list[str]:
-    """Returns the classes' names in a TFLite file with metadata, in the order of its probabilities.
-
-    Raises:
-        UserError: when the content is no such file, or a truncated one.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return archive.read(LABELS).decode().split("\n")
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"a TFLite file with labels is expected; export it again. Received: {len(content)} bytes ({reason})"
-        ) from None
-
-
 def _parsed(content: bytes) -> schema.ModelT:
     if content[4:8] == b"TFL3":
         try:

@@ -25,12 +25,13 @@ from PIL import Image
 
 from thumbnet_tf import flags, jpeg, preprocess
 from thumbnet_tf.config import Config, UserError, check_options, option
+from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.downscaler import ToThumbnail
 from thumbnet_tf.evaluate import SPLITS, load_parts
 from thumbnet_tf.predict import choose_method
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import RunDir, read_rows, write_rows
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import METHODS
 
 COLUMNS = (
@@ -264,7 +265,7 @@ def main(options: Options) -> None:
         run.check_data(dataset.facts())
         rows = measure(run, dataset.splits[options.split], method)
         path = run.method(method) / "wire.csv"
-        others = [row for row in read_rows(path) if row["split"] != options.split]
+        others = [row for row in read_rows(path, ("split",), words=("split",)) if row["split"] != options.split]
         write_rows(path, COLUMNS, [*others, *rows])
     print(table(rows, options.uplink_mbps))
 
