@@ -116,7 +116,7 @@ def write(
     page: pathlib.Path,
     suffix: str,
 ) -> int:
-    """Does what both commands of this folder do; returns the exit code.
+    """Does what the commands do that collect runs into a table; returns the exit code.
 
     Args:
         arguments: a name, and runs.
