@@ -1,11 +1,11 @@
 """Trains rows of the experiments' tables one after the other, each for some seeds, and notes their results.
 
   python -m experiments.run --list                                             # rows, and which seeds are measured
-  python -m experiments.run --rows=flowers_32_original,flowers_32_thumbnet --seeds=0,1,2
+  python -m experiments.run --rows=flowers_32_bicubic,flowers_32_thumbnet --seeds=0,1,2
 
 A row is a flagfile `experiments/rows/<set>_<row>.flags`. Each pair of row and seed is a run directory
-`<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which must come first; sets of
-one full size have one T (`TEACHER_SETS`), rows `generic_*` have none. Results go
+`<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which is trained first where it
+isn't there; sets of one full size have one T (`TEACHER_SETS`), rows `generic_*` have none. Results go
 to `experiments/results/<set>.csv` as each run ends; what stands there is not run again. Interrupt it anyhow: the same
 command goes on where it was (`minutes` are then those of the last start).
 """
@@ -24,6 +24,7 @@ from thumbnet_tf import flags
 from thumbnet_tf.config import FlagError, UserError, check_options, option
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.evaluate import COLUMNS as EVALUATED
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import ORIGINAL
 
 ROWS = ROOT / "experiments" / "rows"
@@ -40,6 +41,7 @@ class Options:
     rows: tuple[str, ...] = option((), "comma-separated names of flagfiles in experiments/rows, without .flags")
     seeds: tuple[str, ...] = option(("0",), "comma-separated seeds of each row")
     runs: str = option("runs", "folder of the run directories")
+    dataset: str = option("", "data in another place than the rows' flagfiles say, as in thumbnet_tf.train")
     list: bool = option(False, "list all rows and the seeds that are measured, and do nothing")
 
     def __post_init__(self) -> None:
@@ -80,13 +82,39 @@ def measured(row: str) -> dict[int, float]:
     return {int(each["seed"]): float(each["minutes"]) for each in found if each["row"] == row}
 
 
-def command(row: str, seed: str, runs: pathlib.Path) -> list[str]:
+def has_teacher(row: str) -> bool:
+    """Returns whether a row learns from the teacher of another one."""
+    return row != teacher_row(row) and not set_of(row).startswith(ALONE)
+
+
+def folder(row: str, seed: str, options: Options) -> pathlib.Path:
+    """Returns the run directory of a row and a seed, from the repository's root."""
+    return pathlib.Path(options.runs) / f"{row}_seed{seed}"
+
+
+def jobs(options: Options) -> list[tuple[str, str]]:
+    """Returns the rows and seeds to train, in the order given: what isn't measured yet, and before it a T not there."""
+    found = {}  # a set that keeps its order
+    for row in options.rows:
+        for seed in options.seeds:
+            if int(seed) in measured(row):
+                continue
+            teacher = teacher_row(row)
+            if has_teacher(row) and not RunDir(ROOT / folder(teacher, seed, options)).is_done(ORIGINAL):
+                found[teacher, seed] = None
+            found[row, seed] = None
+    return list(found)
+
+
+def command(row: str, seed: str, options: Options) -> list[str]:
     """Returns the training command of a row and a seed."""
     given = [sys.executable, "-m", "thumbnet_tf.train", f"--flagfile={ROWS.relative_to(ROOT) / row}.flags"]
-    given += [f"--seed={seed}", f"--run_dir={runs / f'{row}_seed{seed}'}"]
-    if row == teacher_row(row) or set_of(row).startswith(ALONE):
-        return given
-    return [*given, f"--teacher={runs / f'{teacher_row(row)}_seed{seed}'}"]
+    given += [f"--seed={seed}", f"--run_dir={folder(row, seed, options)}"]
+    if options.dataset:
+        given.append(f"--dataset={options.dataset}")
+    if has_teacher(row):
+        given.append(f"--teacher={folder(teacher_row(row), seed, options)}")
+    return given
 
 
 def cores() -> int:
@@ -114,23 +142,22 @@ def note(row: str, seed: str, run: pathlib.Path, minutes: float) -> None:
 
 
 def main(options: Options) -> int:
-    """Runs what isn't measured yet, in the order given; returns the exit code of a training that failed."""
+    """Trains the jobs and notes their results; returns the exit code of a training that failed."""
     if options.list:
         for row in names():
             print(f"{row:40s} seeds measured: {', '.join(map(str, sorted(measured(row)))) or 'none'}")
         return 0
-    jobs = [(row, seed) for row in options.rows for seed in options.seeds if int(seed) not in measured(row)]
-    for number, (row, seed) in enumerate(jobs):
-        known = [minutes for each in jobs[number:] for minutes in measured(each[0]).values()]
-        left = f"about {statistics.mean(known) * (len(jobs) - number):.0f} minutes left" if known else "time unknown"
-        print(f"[{number + 1}/{len(jobs)}] {row}, seed {seed}; {left}", file=sys.stderr, flush=True)
+    found = jobs(options)
+    for number, (row, seed) in enumerate(found):
+        known = [minutes for each in found[number:] for minutes in measured(each[0]).values()]
+        left = f"about {statistics.mean(known) * (len(found) - number):.0f} minutes left" if known else "time unknown"
+        print(f"[{number + 1}/{len(found)}] {row}, seed {seed}; {left}", file=sys.stderr, flush=True)
         start = time.monotonic()
-        code = subprocess.run(command(row, seed, pathlib.Path(options.runs)), cwd=ROOT).returncode
+        code = subprocess.run(command(row, seed, options), cwd=ROOT).returncode
         if code:
             print(f"{row}, seed {seed} ended with code {code}; the same command goes on from there", file=sys.stderr)
             return code
-        run = ROOT / options.runs / f"{row}_seed{seed}"
-        note(row, seed, run, (time.monotonic() - start) / 60)
+        note(row, seed, ROOT / folder(row, seed, options), (time.monotonic() - start) / 60)
     return 0
 
 

@@ -74,9 +74,24 @@ def test_each_row_and_seed_is_trained_once_with_its_teacher(rows, tmp_path):
 def test_sets_of_one_full_size_share_their_teacher(rows, tmp_path, monkeypatch):
     (tmp_path / "rows" / "discs_64_bicubic.flags").write_text("--methods=bicubic\n")
     monkeypatch.setitem(run.TEACHER_SETS, "discs_64", "discs_32")
+    teacher = tmp_path / "runs" / "discs_32_original_seed1" / "original"
+    teacher.mkdir(parents=True)
+    (teacher / "done.json").write_text("{}")
     assert run.main(run.Options(rows=("discs_64_bicubic",), seeds=("1",))) == 0
     assert rows[0][-1] == "--teacher=runs/discs_32_original_seed1"
     assert [row["row"] for row in read_rows(tmp_path / "results" / "discs_64.csv")] == ["discs_64_bicubic"] * 2
+
+
+def test_a_teacher_that_is_measured_but_not_there_is_trained_first(rows, tmp_path):
+    write_rows(
+        tmp_path / "results" / "discs_32.csv", run.COLUMNS, [{"row": "discs_32_original", "seed": 1, "minutes": 9}]
+    )
+    assert run.main(run.Options(rows=("discs_32_bicubic",), seeds=("1",), dataset="folder:elsewhere")) == 0
+    assert [command[0] for command in rows] == [
+        f"--flagfile=rows/discs_32_{row}.flags" for row in ("original", "bicubic")
+    ]
+    assert all("--dataset=folder:elsewhere" in command for command in rows)
+    assert [row["row"] for row in read_rows(path)] == ["discs_32_bicubic"] * 2 + ["discs_32_original"] * 2
 
 
 def test_generic_rows_have_no_teacher(rows, tmp_path):
@@ -108,7 +123,7 @@ def test_every_row_is_a_configuration_with_its_sets_sizes(row, monkeypatch):
     values = absl_flags.FlagValues()
     absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
     flags.define(Config, flag_values=values)
-    arguments = values(["train", *run.command(row, "0", pathlib.Path("runs"))[3:]])
+    arguments = values(["train", *run.command(row, "0", run.Options(rows=(row,)))[3:]])
     cfg = flags.parsed(Config, arguments[1:], flag_values=values)
     students = stages.students(cfg)
     alone = run.set_of(row).startswith(run.ALONE)
