@@ -89,8 +89,9 @@ def main() -> None:
     mixup = layers.MixUp(1.0)
     batches = tf.data.Dataset.from_tensor_slices((x, keras.utils.to_categorical(y))).shuffle(len(x)).batch(64)
     batches = batches.map(lambda images, labels: tuple(mixup({"images": images, "labels": labels}).values()))
-    model.fit(batches.prefetch(2), epochs=args.epochs, verbose=2)
     pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    resume = keras.callbacks.BackupAndRestore(f"{args.out}.backup")  # the same command goes on after an interruption
+    model.fit(batches.prefetch(2), epochs=args.epochs, verbose=2, callbacks=[resume])
     model.save(args.out)
     for part in ("validation", "test"):
         x, y = images(photos / part, classes, args.size, args.limit)

@@ -83,9 +83,8 @@ def test_sets_of_one_full_size_share_their_teacher(rows, tmp_path, monkeypatch):
 
 
 def test_a_teacher_that_is_measured_but_not_there_is_trained_first(rows, tmp_path):
-    write_rows(
-        tmp_path / "results" / "discs_32.csv", run.COLUMNS, [{"row": "discs_32_original", "seed": 1, "minutes": 9}]
-    )
+    path = tmp_path / "results" / "discs_32.csv"
+    write_rows(path, run.COLUMNS, [{"row": "discs_32_original", "seed": 1, "minutes": 9}])
     assert run.main(run.Options(rows=("discs_32_bicubic",), seeds=("1",), dataset="folder:elsewhere")) == 0
     assert [command[0] for command in rows] == [
         f"--flagfile=rows/discs_32_{row}.flags" for row in ("original", "bicubic")
