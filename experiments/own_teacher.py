@@ -8,6 +8,7 @@ are split first, by links in `--photos`, so that T doesn't know those that a thu
 """
 
 import argparse
+import os
 import pathlib
 
 import keras
@@ -26,8 +27,9 @@ def split(data: pathlib.Path, photos: pathlib.Path) -> None:
             part = "validation" if folder.parent.name == "train" and index % 10 == 9 else folder.parent.name
             link = photos / part / folder.name / path.name
             link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.exists():
-                link.symlink_to(path.resolve())
+            partial = link.with_name(f"{path.name}.{os.getpid()}")
+            partial.symlink_to(path.resolve())
+            partial.replace(link)  # also a link that has lost its photograph
 
 
 def images(folder: pathlib.Path, classes: list[str], size: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +80,7 @@ def main() -> None:
     args = parser.parse_args()
     keras.utils.set_random_seed(args.seed)
     photos = pathlib.Path(args.photos)
-    if not pathlib.Path(args.data, "train").is_dir():
+    if not all(pathlib.Path(args.data, part).is_dir() for part in ("train", "test")):
         parser.error(f"--data must be a folder of {{train,test}}/<class>/*.jpg. Received: {args.data}")
     split(pathlib.Path(args.data), photos)
     classes = sorted(path.name for path in (photos / "train").iterdir())
