@@ -93,7 +93,7 @@ def compare(page: browser.Browser, export_dir: pathlib.Path, variant: str, files
     """Shows files in an open page that is ready, and compares what it shows with Python's results.
 
     Raises:
-        RuntimeError: when the page shows an error.
+        UserError: when the page shows an error.
     """
     folder = publish.version_folder(export_dir)
     facts = publish.read_manifest(folder)
@@ -106,7 +106,7 @@ def compare(page: browser.Browser, export_dir: pathlib.Path, variant: str, files
         show(page, file)
         if page.evaluate("document.body.dataset.state") == "error":
             message = page.evaluate("document.getElementById('error').textContent")
-            raise RuntimeError(f"{file}: {message}")
+            raise UserError(f"the page is expected to answer a photograph. Received: {file}, and {message!r}")
         shown = _shown(page)
         image = preprocess.eval_crop(preprocess.decode_image(tf.io.read_file(file)), size, fraction).numpy()
         found.append(_compared(file, shown, image, run, facts["labels"]))

@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
-from absl import flags as absl_flags
 from matplotlib.figure import Figure
 
 from experiments import run
+from experiments.row_tables import about
 from experiments.summary import RESULTS
-from thumbnet_tf import backbones, flags, thumbnet
-from thumbnet_tf.config import Config
+from thumbnet_tf import backbones, thumbnet
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.plots import STYLES
 from thumbnet_tf.runs import write_atomically
@@ -37,18 +36,9 @@ def activation_bytes(model: keras.Model) -> int:
     )
 
 
-def config_of(row: str) -> Config:
-    """Returns what a row's flagfile configures."""
-    values = absl_flags.FlagValues()
-    absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
-    flags.define(Config, flag_values=values)
-    path = (run.ROWS / f"{row}.flags").relative_to(run.ROOT)
-    return flags.parsed(Config, values(["train", f"--flagfile={path}"])[1:], flag_values=values)
-
-
 def row_bytes(row: str) -> int:
     """Returns the activations' memory of what a row trains, its downscaler included."""
-    cfg, method = config_of(row), run.name_in_set(row)
+    cfg, method = run.config_of(row), run.name_in_set(row)
     if METHODS[method].downscaler == "none":
         width = cfg.width if method == ORIGINAL else cfg.slim_width
         return activation_bytes(backbones.build(cfg.backbone, cfg.image_size, 2, width))
@@ -68,7 +58,8 @@ def figure(name: str, rows: Sequence[Mapping[str, str]], memory: Mapping[str, in
     axes = drawing.subplots()
     for method in SHOWN:
         points = []
-        for row in (each for each in memory if run.name_in_set(each) == method):
+        of_method = [row for row in memory if run.name_in_set(row) == method]
+        for row in of_method:
             found = [each for each in rows if each["row"] == row and each["split"] == "test"]
             tops = [100 * float(each["top1"]) for each in found]
             macs = (int(found[0]["macs"]) + int(found[0]["macs_downscaler"])) / 1e6
@@ -78,7 +69,7 @@ def figure(name: str, rows: Sequence[Mapping[str, str]], memory: Mapping[str, in
             continue
         x, y, error, size = zip(*sorted(points), strict=True)
         colour = STYLES[method][0]
-        axes.errorbar(x, y, error, color=colour, capsize=3, label=f"{method}: {METHODS[method].about}")
+        axes.errorbar(x, y, error, color=colour, capsize=3, label=f"{method}: {about(of_method[0])}")
         axes.scatter(x, y, [each / 1000 for each in size], color=colour, alpha=0.3, linewidths=0)
         for place in points:
             axes.annotate(f"{place[1]:.1f}", place[:2], (5, 5), textcoords="offset points", color=colour, fontsize=8)

@@ -1,4 +1,4 @@
-"""How sure it is what runs of several seeds lose to bicubic thumbnails, and what their students win back of that.
+"""How sure it is what bicubic thumbnails lose and students win back, for the seeds at hand: intervals over the images.
 
   python -m experiments.recovery own_teacher runs/own_teacher_seed0 runs/own_teacher_seed1 runs/own_teacher_seed2
   python -m experiments.recovery own_teacher     # the table anew from experiments/results/own_teacher_recovery.csv
@@ -29,9 +29,11 @@ def collect(name: str, runs: list[str]) -> None:
     """Writes a row for each split and student that all runs have, but for bicubic itself.
 
     Raises:
-        UserError: when a run isn't evaluated or lacks bicubic, or the runs' images differ.
+        UserError: when a run isn't evaluated or lacks bicubic, or the runs' images differ, or two have one seed.
     """
     found = [RunDir.existing(run) for run in runs]
+    if len({run.config().seed for run in found}) < len(found):
+        raise UserError(f"each seed is counted once; give runs of different --seed. Received: {' '.join(runs)}")
     dataset = sources.load(found[0].config().resolved(), SPLITS)
     for run in found:
         run.check_data(dataset.facts())
@@ -89,7 +91,10 @@ def _right(run: RunDir, method: str, split: str, labels: np.ndarray) -> np.ndarr
         raise UserError(
             f"a run with an evaluated {method} is expected; thumbnet_tf.evaluate makes it. Received: {path}"
         )
-    return np.load(path).argmax(-1) == labels
+    try:
+        return np.load(path).argmax(-1) == labels
+    except (ValueError, EOFError):
+        raise UserError(f"answers must be as thumbnet_tf.evaluate wrote them; run it again. Received: {path}") from None
 
 
 if __name__ == "__main__":

@@ -6,22 +6,26 @@
 A row is a flagfile `experiments/rows/<set>_<row>.flags`. Each pair of row and seed is a run directory
 `<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which is trained first where it
 isn't there; sets of one full size have one T (`TEACHER_SETS`), rows `generic_*` have none. Results go
-to `experiments/results/<set>.csv` as each run ends; what stands there is not run again. Interrupt it anyhow: the same
-command goes on where it was (`minutes` are then those of the last start).
+to `experiments/results/<set>.csv` as each run ends; what stands there is not run again, and several such commands
+may run side by side, each with rows of its own. Interrupt it anyhow: the same command goes on where it was (`minutes`
+are then those of the last start).
 """
 
 import dataclasses
 import datetime
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
 import time
 
+from absl import flags as absl_flags
+
 from experiments.summary import RESULTS, ROOT
-from thumbnet_tf import flags
-from thumbnet_tf.config import FlagError, UserError, check_options, option
+from thumbnet_tf import cache_files, flags
+from thumbnet_tf.config import Config, FlagError, UserError, check_options, option
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.evaluate import COLUMNS as EVALUATED
 from thumbnet_tf.runs import RunDir
@@ -54,6 +58,13 @@ class Options:
             raise FlagError(f"--rows takes names that --list shows. Received: {', '.join(unknown)}")
         if not self.rows and not self.list:
             raise FlagError("--rows must name at least one row; --list shows all. Received: none")
+        data = sorted({config_of(row).dataset for row in self.rows}) if self.dataset else []
+        made = [row for row in self.rows if set_of(row).startswith(ALONE)]
+        if self.dataset and (len(data) > 1 or made or not data[0].startswith("folder:")):
+            raise FlagError(
+                "--dataset takes the place of one folder of photographs, which all --rows must be of. "
+                f"Received: {self.dataset}, with rows of {', '.join(data)}"
+            )
 
 
 def names() -> list[str]:
@@ -69,6 +80,15 @@ def set_of(row: str) -> str:
 def name_in_set(row: str) -> str:
     """Returns what a row is called in its set: its method, or its difference."""
     return row.removeprefix(f"{set_of(row)}_")
+
+
+def config_of(row: str) -> Config:
+    """Returns what a row's flagfile configures; its paths count from the working directory, the repository's root."""
+    values = absl_flags.FlagValues()
+    absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
+    flags.define(Config, flag_values=values)
+    path = (ROWS / f"{row}.flags").relative_to(ROOT)
+    return flags.parsed(Config, values(["train", f"--flagfile={path}"])[1:], flag_values=values)
 
 
 def teacher_row(row: str) -> str:
@@ -93,14 +113,19 @@ def folder(row: str, seed: str, options: Options) -> pathlib.Path:
 
 
 def jobs(options: Options) -> list[tuple[str, str]]:
-    """Returns the rows and seeds to train, in the order given: what isn't measured yet, and before it a T not there."""
+    """Returns the rows and seeds to train, in the order given: what isn't measured yet, and first its T.
+
+    T is trained where its run directory is missing, also when it was measured elsewhere before: its results are then
+    those of the new one.
+    """
     found = {}  # a set that keeps its order
     for row in options.rows:
         for seed in options.seeds:
             if int(seed) in measured(row):
                 continue
             teacher = teacher_row(row)
-            if has_teacher(row) and not RunDir(ROOT / folder(teacher, seed, options)).is_done(ORIGINAL):
+            there = RunDir(ROOT / folder(teacher, seed, options)).is_done(ORIGINAL) and int(seed) in measured(teacher)
+            if has_teacher(row) and not there:
                 found[teacher, seed] = None
             found[row, seed] = None
     return list(found)
@@ -115,6 +140,22 @@ def command(row: str, seed: str, options: Options) -> list[str]:
     if has_teacher(row):
         given.append(f"--teacher={folder(teacher_row(row), seed, options)}")
     return given
+
+
+def train(arguments: list[str]) -> int:
+    """Runs a training to its end and returns its exit code; SIGTERM is passed on, so that it saves its state."""
+    with subprocess.Popen(arguments, cwd=ROOT) as process:
+        handlers = {
+            signal.SIGTERM: lambda *_: process.terminate(),
+            signal.SIGINT: lambda *_: None,  # Ctrl-C reaches the training by itself; a second signal would kill it
+        }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            code = process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return code if code >= 0 else 128 - code  # as a shell counts a killed process
 
 
 def cores() -> int:
@@ -134,11 +175,12 @@ def note(row: str, seed: str, run: pathlib.Path, minutes: float) -> None:
         raise UserError(f"a finished run is expected. Received: {run}, which has no results.csv")
     method = found[-1]["method"]
     last = next(reversed(read_rows(run / method / "metrics.csv")), {})  # `direct` has none
-    kept = [each for each in read_rows(path) if (each["row"], each["seed"]) != (row, seed)]
     how = {name: last.get(name, "") for name in LOSSES}
     how |= {"minutes": f"{minutes:.1f}", "cores": str(cores()), "date": datetime.date.today().isoformat()}
     new = [{"row": row, **each, **how} for each in found if each["method"] == method]
-    write_rows(path, COLUMNS, sorted(kept + new, key=lambda each: (each["row"], int(each["seed"]), each["split"])))
+    with cache_files.lock(ROOT / "runs" / "noting"):
+        kept = [each for each in read_rows(path) if (each["row"], each["seed"]) != (row, seed)]
+        write_rows(path, COLUMNS, sorted(kept + new, key=lambda each: (each["row"], int(each["seed"]), each["split"])))
 
 
 def main(options: Options) -> int:
@@ -153,7 +195,7 @@ def main(options: Options) -> int:
         left = f"about {statistics.mean(known) * (len(found) - number):.0f} minutes left" if known else "time unknown"
         print(f"[{number + 1}/{len(found)}] {row}, seed {seed}; {left}", file=sys.stderr, flush=True)
         start = time.monotonic()
-        code = subprocess.run(command(row, seed, options), cwd=ROOT).returncode
+        code = train(command(row, seed, options))
         if code:
             print(f"{row}, seed {seed} ended with code {code}; the same command goes on from there", file=sys.stderr)
             return code

@@ -2,7 +2,6 @@
 
   python -m experiments.speed inference            # T against E + S at 224 px: ResNet-18 and -50, ratio 2 and 4
   python -m experiments.speed training             # the training step, at 128 and at 224 px
-  python -m experiments.speed training --table     # table and figure anew from results/benchmark_training.csv
 
 What `python -m thumbnet_tf.benchmark --what=...` does with its defaults; CSV and figure lie in experiments/results. Run
 it on a machine that does nothing else: cases wait for memory to a different degree, so that neighbours slow some more
@@ -24,20 +23,16 @@ REPORTS = {
 
 
 def main(arguments: list[str]) -> int:
-    """Measures unless the table alone is asked for; returns the exit code."""
-    what, *rest = arguments or [""]
-    if what not in REPORTS or rest not in ([], ["--table"]):
+    """Measures and writes; returns the exit code."""
+    if len(arguments) != 1 or arguments[0] not in REPORTS:
         print(__doc__)
         return 2
+    (what,) = arguments
     name = f"benchmark_{what}"
     try:
-        if not rest:
-            benchmark.main(benchmark.Options(what=what, out=str(RESULTS)))
-        columns, figure, markdown = REPORTS[what]
-        rows = read_rows(RESULTS / f"{name}.csv")
-        if rest:
-            benchmark_report.publish(RESULTS, name, columns, rows, figure(rows), markdown(rows))
-        replace_table(ROOT / "experiments" / "README.md", name, markdown(rows))
+        benchmark.main(benchmark.Options(what=what, out=str(RESULTS)))
+        markdown = REPORTS[what][-1]
+        replace_table(ROOT / "experiments" / "README.md", name, markdown(read_rows(RESULTS / f"{name}.csv")))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,117 +1,65 @@
-"""Writes all measured sets' tables into experiments/README.md and rows' flagfiles, from experiments/results/<set>.csv.
+"""Writes every table of README.md and experiments/README.md, the rows' headers and the figures, from results/*.csv.
 
 python -m experiments.tables
 """
 
-import statistics
+import pathlib
 import sys
+from collections.abc import Iterator
 
-from experiments.run import ALONE, LOSSES, ROWS, TEACHER_SETS, name_in_set, names, set_of, teacher_row
-from experiments.summary import RESULTS, ROOT, cost, recovered, replace_table, spread
+from experiments import choices, deployment, frontier, published, recovery, speed, summary, tflite_latency, views
+from experiments.row_tables import headers, losses_markdown, markdown, rows_of
+from experiments.run import names, set_of
+from experiments.summary import RESULTS, ROOT, replace_table
+from thumbnet_tf import benchmark_report
 from thumbnet_tf.config import UserError
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.runs import write_atomically
-from thumbnet_tf.stages import METHODS, ORIGINAL
 
 
-def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
-    """Returns a set's table of the test split: mean and standard deviation over the seeds of each row.
-
-    The recovered share is (row - bicubic) / (original - bicubic), of the mean accuracies.
-
-    Args:
-        of_set: its name.
-        rows: of its CSV, and those of its T from another set's.
-    """
-    tests = [row for row in rows if row["split"] == "test"]
-    by_row = {name: [row for row in tests if row["row"] == name] for name in sorted({row["row"] for row in tests})}
-    mean = {name: statistics.mean(float(row["top1"]) for row in found) for name, found in by_row.items()}
-    top, base = mean.get(teacher_row(f"{of_set}_{ORIGINAL}")), mean.get(f"{of_set}_bicubic")
-    lines = [
-        "| row | what it is | top-1, % | agrees with T, % | recovered share | M MACs (+ E) | M weights | seeds |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, found in by_row.items():
-        agreement = "-" if name.startswith(ALONE) else spread(found, "teacher_agreement")
-        lines.append(
-            f"| `{name_in_set(name)}` | {about(name)} | {spread(found, 'top1')} | {agreement} "
-            f"| {recovered(mean[name], base, top)} | {cost(found[0])} | {int(found[0]['params']) / 1e6:.2f} "
-            f"| {len(found)} |"
-        )
-    return "\n".join(lines)
-
-
-def losses_markdown(rows: list[dict[str, str]]) -> str:
-    """Returns a set's table of KD and FM at the end of training, in training and on validation."""
-    tests = [row for row in rows if row["split"] == "test"]
-    lines = [
-        "| row | KD in training | KD on validation | FM in training | FM on validation | seeds |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name in sorted({row["row"] for row in tests if any(row[term] for term in LOSSES)}):
-        found = [row for row in tests if row["row"] == name]
-        values = [[float(row[term]) for row in found if row[term]] for term in LOSSES]
-        means = [f"{statistics.mean(each):.3f}" if each else "-" for each in values]
-        lines.append(f"| `{name_in_set(name)}` | {' | '.join(means)} | {len(found)} |")
-    return "\n".join(lines)
-
-
-def about(row: str) -> str:
-    """Returns what a row is: a method's description, or the first line of its flagfile."""
-    method = name_in_set(row)
-    if method in METHODS and not row.startswith(ALONE):
-        return METHODS[method].about
-    return (ROWS / f"{row}.flags").read_text().splitlines()[0].removeprefix("# ")
-
-
-def rows_of(of_set: str) -> list[dict[str, str]]:
-    """Returns the rows of a set's CSV, and those of its T where these stand in another set's; empty if not measured."""
-    rows = read_rows(RESULTS / f"{of_set}.csv")
-    if rows and of_set in TEACHER_SETS:
-        teachers = read_rows(RESULTS / f"{TEACHER_SETS[of_set]}.csv")
-        rows += [row for row in teachers if row["row"] == teacher_row(row["row"])]
-    return rows
-
-
-def with_header(text: str, rows: list[dict[str, str]]) -> str:
-    """Returns a flagfile's text whose first comment ends in what its row cost and reached.
-
-    Args:
-        text: of the flagfile; lines of an earlier measurement are replaced.
-        rows: of this row in its set's CSV.
-    """
-    tests = [row for row in rows if row["split"] == "test"]
-    minutes = sorted({float(row["minutes"]) for row in tests})
-    cores = "/".join(sorted({row["cores"] for row in tests}))
-    seeds = ", ".join(sorted({row["seed"] for row in tests}))
-    header = [
-        f"# Cost:     {' to '.join(f'{each:g}' for each in minutes[:: max(1, len(minutes) - 1)])} minutes a seed, "
-        f"CPU cores: {cores}",
-        f"# Expected: {spread(tests, 'top1')} % of test right (seeds {seeds}; {max(row['date'] for row in tests)})",
-    ]
-    lines = [line for line in text.splitlines() if not line.startswith(("# Cost:", "# Expected:"))]
-    first = next(index for index, line in enumerate(lines) if not line.startswith("#"))
-    return "\n".join([*lines[:first], *header, *lines[first:]]) + "\n"
+def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
+    """Yields all tables that have results: the page that each is on, its name there and its text."""
+    top, page = ROOT / "README.md", ROOT / "experiments" / "README.md"
+    for where, name, text in (
+        (top, "quickstart", summary.markdown),
+        (top, "flowers_quick", summary.markdown),
+        (top, "own_teacher", summary.markdown),
+        (top, "own_teacher_recovery", recovery.markdown),
+        (top, "flowers_quick_parity", deployment.parity_markdown),
+        (page, "published", published.markdown),
+        (page, "flowers_quick_wire", deployment.wire_markdown),
+        (page, "flowers_choices", choices.markdown),
+        (page, "hard_choices", choices.markdown),
+        (page, "flowers_views", views.markdown),
+        (page, "tflite_latency", tflite_latency.markdown),
+        *((page, f"benchmark_{what}", report[-1]) for what, report in speed.REPORTS.items()),
+    ):
+        if rows := read_rows(RESULTS / f"{name}.csv"):
+            yield where, name, text(rows)
+    for of_set in sorted({set_of(row) for row in names()}):
+        if rows := rows_of(of_set):
+            yield page, of_set, markdown(of_set, rows)
+            yield page, f"{of_set}_losses", losses_markdown(rows)
 
 
 def main() -> int:
-    """Writes every table that has results, and its rows' headers; returns the exit code."""
+    """Writes tables, headers and figures; returns the exit code, 1 where a page has no place for a table."""
     code = 0
-    for of_set in sorted({set_of(row) for row in names()}):
-        rows = rows_of(of_set)
-        for name in {row["row"] for row in rows if set_of(row["row"]) == of_set}:
-            path = ROWS / f"{name}.flags"
-            found = [row for row in rows if row["row"] == name]
-            write_atomically(path, with_header(path.read_text(), found))
-        if not rows:
-            continue
+    for path, text in headers():
+        write_atomically(path, text)
+    for path, name, table in blocks():
         try:
-            page = ROOT / "experiments" / "README.md"
-            replace_table(page, of_set, markdown(of_set, rows))
-            replace_table(page, f"{of_set}_losses", losses_markdown(rows))
+            replace_table(path, name, table)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             code = 1
+    for what, (columns, figure, text) in speed.REPORTS.items():
+        name = f"benchmark_{what}"
+        rows = read_rows(RESULTS / f"{name}.csv")
+        benchmark_report.publish(RESULTS, name, columns, rows, figure(rows), text(rows))
+    for data in ("flowers", "plant"):
+        if any((RESULTS / f"{data}_{size}.csv").exists() for size in frontier.SIZES):
+            frontier.main([data])
     return code
 
 

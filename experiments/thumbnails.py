@@ -10,6 +10,7 @@ of thumbnails show the same pixels. With `--dataset` E is used on data that it h
 
 import dataclasses
 import pathlib
+import shutil
 
 import keras
 import tensorflow as tf
@@ -86,7 +87,12 @@ def main(options: Options) -> None:
         if options.kind not in learned:
             raise UserError(f"--kind must be one of {', '.join([*FIXED, *learned])}. Received: {options.kind!r}")
         small = run.load_model(options.kind, "downscaler")
-    print(save_thumbnails(small, sources.load(cfg, SPLITS), cfg, out), "thumbnails in", out)
+    partial = out.with_name(f"{out.name}.partial")
+    with saving(out):
+        shutil.rmtree(partial, ignore_errors=True)
+        count = save_thumbnails(small, sources.load(cfg, SPLITS), cfg, partial)
+        partial.replace(out)
+    print(count, "thumbnails in", out)
 
 
 if __name__ == "__main__":

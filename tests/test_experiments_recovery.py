@@ -28,7 +28,7 @@ def test_golden_numbers():
 
 def test_what_runs_won_is_the_difference_of_their_accuracies(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(recovery, "RESULTS", tmp_path)
-    recovery.collect("discs", [str(tiny_run.path)] * 2)
+    recovery.collect("discs", [str(tiny_run.path)])
     rows = read_rows(tmp_path / "discs_recovery.csv", recovery.COLUMNS, words=("method", "split"))
     top1 = {(row["method"], row["split"]): float(row["top1"]) for row in read_rows(tiny_run.path / "results.csv")}
     assert {(row["method"], row["split"]) for row in rows} >= {("thumbnet", "validation"), ("thumbnet", "test")}
@@ -36,13 +36,19 @@ def test_what_runs_won_is_the_difference_of_their_accuracies(tiny_run, tmp_path,
         teacher, base, student = (top1[method, row["split"]] for method in ("original", "bicubic", row["method"]))
         assert float(row["lost"]) == pytest.approx(teacher - base, abs=2e-6)
         assert float(row["won"]) == pytest.approx(student - base, abs=2e-6)
-        assert row["seeds"] == "2"
+        assert row["seeds"] == "1"
 
 
-def test_a_run_without_answers_is_named(tiny_run, tmp_path, monkeypatch):
+def test_mistakes_are_named(tiny_run, tmp_path, monkeypatch):
     run = shutil.copytree(tiny_run.path, tmp_path / "run")
     monkeypatch.setattr(recovery, "RESULTS", tmp_path)
-    (run / "bicubic" / "logits_validation.npy").unlink()
+    with pytest.raises(UserError, match="each seed is counted once"):
+        recovery.collect("discs", [str(run)] * 2)
+    answers = run / "bicubic" / "logits_validation.npy"
+    answers.write_bytes(answers.read_bytes()[:90])
+    with pytest.raises(UserError, match=r"answers must be as thumbnet_tf.evaluate wrote them.*logits_validation.npy"):
+        recovery.collect("discs", [str(run)])
+    answers.unlink()
     with pytest.raises(UserError, match=r"an evaluated bicubic is expected.*logits_validation.npy"):
         recovery.collect("discs", [str(run)])
     assert not list(tmp_path.glob("*.csv"))

@@ -1,15 +1,18 @@
 """The runner of experiment rows: what is trained with which teacher, what is noted, what is not run again."""
 
 import datetime
+import os
 import pathlib
-import subprocess
-import types
+import signal
+import sys
+import threading
+import time
 
 import pytest
 from absl import flags as absl_flags
 from matplotlib.collections import PathCollection
 
-from experiments import frontier, run, tables
+from experiments import frontier, published, row_tables, run
 from thumbnet_tf import flags, stages
 from thumbnet_tf.config import Config, FlagError
 from thumbnet_tf.csv_files import read_rows, write_rows
@@ -23,28 +26,29 @@ def rows(tmp_path, monkeypatch):
     for name in ("rows", "results"):
         (tmp_path / name).mkdir()
     for name in ("discs_32_original", "discs_32_bicubic"):
-        (tmp_path / "rows" / f"{name}.flags").write_text("--methods=bicubic\n")
+        (tmp_path / "rows" / f"{name}.flags").write_text("--dataset=folder:discs\n--methods=bicubic\n")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "ROOT", tmp_path)
     monkeypatch.setattr(run, "ROWS", tmp_path / "rows")
     monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(run, "cores", lambda: 3)
 
-    def train(command, cwd):
+    def train(command):
         started.append(command[3:])
         flags = dict(part.removeprefix("--").split("=") for part in command[3:])
         if flags["seed"] == "7":
-            return types.SimpleNamespace(returncode=143)
+            return 143
         method = flags["flagfile"].split("_")[-1].removesuffix(".flags")
         common = dict.fromkeys(COLUMNS, "1") | {"seed": flags["seed"], "top1": f"0.{flags['seed']}5"}
-        folder = cwd / flags["run_dir"]
+        folder = tmp_path / flags["run_dir"]
         folder.mkdir(parents=True)
         found = [common | {"method": m, "split": s} for m in ("original", method) for s in ("validation", "test")]
         write_rows(folder / "results.csv", COLUMNS, found if method != "original" else found[:2])
         (folder / method).mkdir()
         (folder / method / "metrics.csv").write_text("epoch,kd,val_kd\n1,0.9,0.9\n2,0.5,0.7\n")
-        return types.SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", train)
+    monkeypatch.setattr(run, "train", train)
     return started
 
 
@@ -77,6 +81,8 @@ def test_sets_of_one_full_size_share_their_teacher(rows, tmp_path, monkeypatch):
     teacher = tmp_path / "runs" / "discs_32_original_seed1" / "original"
     teacher.mkdir(parents=True)
     (teacher / "done.json").write_text("{}")
+    measured = [{"row": "discs_32_original", "seed": 1, "minutes": 9}]
+    write_rows(tmp_path / "results" / "discs_32.csv", run.COLUMNS, measured)
     assert run.main(run.Options(rows=("discs_64_bicubic",), seeds=("1",))) == 0
     assert rows[0][-1] == "--teacher=runs/discs_32_original_seed1"
     assert [row["row"] for row in read_rows(tmp_path / "results" / "discs_64.csv")] == ["discs_64_bicubic"] * 2
@@ -93,6 +99,51 @@ def test_a_teacher_that_is_measured_but_not_there_is_trained_first(rows, tmp_pat
     assert [row["row"] for row in read_rows(path)] == ["discs_32_bicubic"] * 2 + ["discs_32_original"] * 2
 
 
+def test_a_teacher_that_is_there_but_not_measured_is_measured(rows, tmp_path):
+    teacher = tmp_path / "runs" / "discs_32_original_seed0" / "original"
+    teacher.mkdir(parents=True)
+    (teacher / "done.json").write_text("{}")
+    assert run.jobs(run.Options(rows=("discs_32_bicubic",))) == [("discs_32_original", "0"), ("discs_32_bicubic", "0")]
+
+
+def test_a_training_gets_the_signal_to_end_and_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "def end(*_):\n    time.sleep(0.3)\n    pathlib.Path('saved').touch()\n    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, end)\npathlib.Path('ready').touch()\ntime.sleep(60)\n"
+    )
+
+    def preempt():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=preempt).start()
+    assert run.train([sys.executable, "-c", code]) == 143
+    assert (tmp_path / "saved").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert run.train([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 137
+
+
+def test_results_of_commands_side_by_side_are_all_noted(rows, tmp_path):
+    names = [f"discs_32_x{number}" for number in range(4)]
+    for name in names:
+        folder = tmp_path / "runs" / name
+        (folder / "bicubic").mkdir(parents=True)
+        found = [
+            dict.fromkeys(COLUMNS, "1") | {"method": "bicubic", "split": split} for split in ("test", "validation")
+        ]
+        write_rows(folder / "results.csv", COLUMNS, found)
+    threads = [threading.Thread(target=run.note, args=(name, "1", tmp_path / "runs" / name, 2.0)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [row["row"] for row in read_rows(tmp_path / "results" / "discs_32.csv")] == sorted(2 * names)
+
+
 def test_generic_rows_have_no_teacher(rows, tmp_path):
     (tmp_path / "rows" / "generic_net_bicubic.flags").write_text("--methods=\n")
     assert run.main(run.Options(rows=("generic_net_bicubic",))) == 0
@@ -107,13 +158,19 @@ def test_a_training_that_ends_badly_stops_the_list(rows, capsys):
     assert len(rows) == 1
 
 
-def test_mistakes_are_named(rows):
+def test_mistakes_are_named(rows, tmp_path):
     with pytest.raises(FlagError, match="--rows takes names that --list shows. Received: other"):
         run.Options(rows=("other",))
     with pytest.raises(FlagError, match="--seeds takes whole numbers"):
         run.Options(rows=("discs_32_original",), seeds=("a",))
     with pytest.raises(FlagError, match="--rows must name at least one row"):
         run.Options()
+    with pytest.raises(FlagError, match="of one folder of photographs.*Received: folder:x, with rows of fine_detail"):
+        (tmp_path / "rows" / "discs_32_other.flags").write_text("--dataset=fine_detail\n")
+        run.Options(rows=("discs_32_other", "discs_32_original"), dataset="folder:x")
+    with pytest.raises(FlagError, match="of one folder of photographs.*with rows of folder:thumbnails"):
+        (tmp_path / "rows" / "generic_net_bicubic.flags").write_text("--dataset=folder:thumbnails\n")
+        run.Options(rows=("generic_net_bicubic",), dataset="folder:x")
 
 
 @pytest.mark.parametrize("row", run.names())
@@ -133,30 +190,36 @@ def test_every_row_is_a_configuration_with_its_sets_sizes(row, monkeypatch):
     assert cfg.mixup_alpha == (0 if cfg.dataset.startswith("fine_detail") else 1)  # of the base that photographs share
 
 
-def test_table_computes_mean_spread_and_recovered_share():
+def test_table_computes_mean_spread_and_recovered_share(monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
     common = {"split": "test", "teacher_agreement": "0.5", "macs": "9900000", "params": "2800000"}
-    tops = {"original": [0.9, 0.9], "bicubic": [0.7, 0.7], "thumbnet": [0.8, 0.9]}
+    tops = {"original": [0.9, 1.0], "bicubic": [0.7, 0.7], "thumbnet": [0.8, 0.9], "area": [0.8], "no_fm": [0, 0, 0]}
     rows = [
-        common
-        | {"row": f"flowers_32_{name}", "top1": str(top), "macs_downscaler": "4800000" * (name == "thumbnet") or "0"}
+        common | {"row": f"flowers_32_{name}", "seed": str(seed), "top1": str(top), "macs_downscaler": macs}
         for name, found in tops.items()
-        for top in found
+        for seed, top in enumerate(found)
+        for macs in ("4800000" if name == "thumbnet" else "0",)
     ]
     rows.append(rows[-1] | {"split": "validation", "top1": "0.1"})
-    lines = tables.markdown("flowers_32", rows).splitlines()
-    # (0.85 - 0.7) / (0.9 - 0.7) = 0.75
-    assert lines[4].startswith(
-        "| `thumbnet` | learned thumbnails, CL + KD + FM + MM | 85.0 ± 7.1 | 50.0 ± 0.0 | 0.75 |"
+    lines = {line.split("`")[1]: line for line in row_tables.markdown("flowers_32", rows).splitlines()[2:]}
+    # (0.85 - 0.7) / (0.95 - 0.7) = 0.6; --w_cl=0 in this set's flags
+    assert lines["thumbnet"].startswith(
+        "| `thumbnet` | learned thumbnails, KD + FM + MM | 85.0 ± 7.1 | 50.0 ± 0.0 | 0.60 |"
     )
-    assert lines[4].endswith("| 9.9 (+ 4.8) | 2.80 | 2 |")
-    assert lines[3].startswith("| `original` | the teacher T on full images | 90.0 ± 0.0 | 50.0 ± 0.0 | 1.00 | 9.9 |")
+    assert lines["thumbnet"].endswith("| 9.9 (+ 4.8) | 2.80 | 2 |")
+    assert lines["original"].startswith(
+        "| `original` | the teacher T on full images | 95.0 ± 7.1 | 50.0 ± 0.0 | 1.00 |"
+    )
+    # of its one seed: (0.8 - 0.7) / (0.9 - 0.7) = 0.5; bicubic has no third seed
+    assert lines["area"].startswith("| `area` | area thumbnails, CL | 80.0 | 50.0 | 0.50 | 9.9 | 2.80 | 1 |")
+    assert lines["no_fm"].startswith("| `no_fm` | thumbnet without FM, KD + MM | 0.0 ± 0.0 | 50.0 ± 0.0 | - |")
 
 
 def test_losses_are_means_of_the_rows_that_have_them():
     common = {"split": "test", "row": "flowers_32_thumbnet", "val_kd": "0.9", "fm": "", "val_fm": ""}
     rows = [common | {"kd": kd} for kd in ("0.2", "0.3")] + [common | {"split": "validation", "kd": "9"}]
     rows.append(common | {"row": "flowers_32_bicubic", "kd": "", "val_kd": ""})
-    assert tables.losses_markdown(rows).splitlines()[2:] == ["| `thumbnet` | 0.250 | 0.900 | - | - | 2 |"]
+    assert row_tables.losses_markdown(rows).splitlines()[2:] == ["| `thumbnet` | 0.250 | 0.900 | - | - | 2 |"]
 
 
 def test_header_of_a_measured_row_is_replaced():
@@ -169,13 +232,13 @@ def test_header_of_a_measured_row_is_replaced():
         common | {"seed": "1", "top1": "0.9", "minutes": "8"},
     ]
     rows += [rows[0] | {"split": "validation", "top1": "0.1"}]
-    assert tables.with_header(text, rows) == (
+    assert row_tables.with_header(text, rows) == (
         "# area of discs.\n# Command: run\n"
         "# Cost:     8 to 9.5 minutes a seed, CPU cores: 2\n"
         "# Expected: 85.0 ± 7.1 % of test right (seeds 0, 1; 2026-11-24)\n"
         "--flagfile=base.flags\n# why\n--w_mm=1\n"
     )
-    one = tables.with_header(text, [rows[0] | {"date": "2026-11-25"}]).splitlines()
+    one = row_tables.with_header(text, [rows[0] | {"date": "2026-11-25"}]).splitlines()
     assert one[2:4] == [
         "# Cost:     9.5 minutes a seed, CPU cores: 2",
         "# Expected: 80.0 % of test right (seeds 0; 2026-11-25)",
@@ -199,3 +262,20 @@ def test_frontier_shows_means_over_multiply_adds_with_e():
     (bubbles,) = [each for each in axes.collections if isinstance(each, PathCollection)]
     assert bubbles.get_offsets().tolist() == [[10.0, pytest.approx(79.0)]]
     assert bubbles.get_sizes().tolist() == [400.0]
+
+
+def test_published_figures_have_a_column_of_their_own(monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+    tops = {("original", "0"): "0.9", ("bicubic", "0"): "0.7", ("thumbnet", "0"): "0.8", ("thumbnet", "1"): "0.1"}
+    rows = [
+        {"split": split, "row": f"flowers_64_{method}", "seed": seed, "top1": top if split == "test" else "0"}
+        for (method, seed), top in tops.items()
+        for split in ("test", "validation")
+    ]
+    rows[0]["row"] = rows[1]["row"] = "flowers_32_original"  # whose T it has
+    monkeypatch.setattr(published, "rows_of", lambda of_set: rows if of_set == "flowers_64" else [])
+    paper = {"network": "N", "pixels": "224 to 112", "original": "0.9", "bicubic": "0.8", "thumbnet": "0.89"}
+    assert published.markdown([paper]).splitlines()[2:] == [
+        "| N (paper) | not named | 224 to 112 | 5 | 90.00 | 80.00 | 89.00 | 0.90 | - |",
+        "| resnet18, width 0.5 | tf_flowers | 128 to 64 | 1 | 90.0 | 70.0 | 80.0 | - | 0.50 |",
+    ]

@@ -10,11 +10,9 @@ import tensorflow as tf
 from absl import flags as absl_flags
 
 import thumbnet_tf
-from experiments import choices, deployment, run, summary, tables, tflite_latency, views
+from experiments import choices, row_tables, summary, tables, views
 from thumbnet_tf import (
     benchmark,
-    benchmark_report,
-    benchmark_training,
     client,
     demo,
     evaluate,
@@ -70,55 +68,16 @@ def test_the_runtime_of_the_demo_is_installed_as_it_asks_for():
     assert f"npm install --prefix {demo.LITERT_DIR} @litertjs/core@{demo.LITERT_VERSION}" in README
 
 
-@pytest.mark.parametrize("name", ["quickstart", "flowers_quick", "own_teacher"])
-def test_tables_are_those_of_the_result_files(name):
-    rows = read_rows(summary.RESULTS / f"{name}.csv")
-    assert summary.block(name).search(README)[2] == summary.markdown(rows) + "\n"
-
-
-@pytest.mark.parametrize("name", ["hard_choices", "flowers_choices"])
-def test_tables_of_choices_are_those_of_their_result_files(name):
-    text = (ROOT / "experiments" / "README.md").read_text()
-    rows = read_rows(summary.RESULTS / f"{name}.csv")
-    assert len(rows) >= 3
-    assert summary.block(name).search(text)[2] == choices.markdown(rows) + "\n"
-
-
-def test_tables_of_deployment_are_those_of_their_result_files():
-    page = (ROOT / "experiments" / "README.md").read_text()
-    rows = read_rows(summary.RESULTS / "flowers_quick_parity.csv")
-    assert summary.block("flowers_quick_parity").search(README)[2] == deployment.parity_markdown(rows) + "\n"
-    rows = read_rows(summary.RESULTS / "flowers_quick_wire.csv")
-    assert summary.block("flowers_quick_wire").search(page)[2] == deployment.wire_markdown(rows) + "\n"
-    rows = read_rows(summary.RESULTS / "tflite_latency.csv")
-    assert summary.block("tflite_latency").search(page)[2] == tflite_latency.markdown(rows) + "\n"
-
-
-@pytest.mark.parametrize(
-    ("name", "markdown"),
-    [
-        ("benchmark_inference", benchmark_report.markdown),
-        ("benchmark_training", benchmark_training.markdown),
-        ("flowers_views", views.markdown),
-    ],
-)
-def test_tables_of_speed_and_views_are_those_of_their_result_files(name, markdown):
-    page = (ROOT / "experiments" / "README.md").read_text()
-    rows = read_rows(summary.RESULTS / f"{name}.csv")
-    assert summary.block(name).search(page)[2] == markdown(rows) + "\n"
-
-
-def test_tables_of_rows_are_those_of_their_result_files():
-    page = (ROOT / "experiments" / "README.md").read_text()
-    measured = [name for name in {run.set_of(row) for row in run.names()} if (summary.RESULTS / f"{name}.csv").exists()]
-    assert "hard_24" in measured
-    for name in measured:
-        rows = tables.rows_of(name)
-        assert summary.block(name).search(page)[2] == tables.markdown(name, rows) + "\n"
-        assert summary.block(f"{name}_losses").search(page)[2] == tables.losses_markdown(rows) + "\n"
-        for row in {each["row"] for each in rows if run.set_of(each["row"]) == name}:
-            text = (run.ROWS / f"{row}.flags").read_text()
-            assert text == tables.with_header(text, [each for each in rows if each["row"] == row])
+def test_tables_and_headers_are_those_of_the_result_files(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = {name: (path.read_text(), text) for path, name, text in tables.blocks()}
+    assert {"quickstart", "own_teacher", "hard_choices", "flowers_quick_wire", "hard_24_losses"} <= set(found)
+    for name, (page, text) in found.items():
+        assert summary.block(name).search(page)[2] == text + "\n", name
+    places = re.findall(r"<!-- table (\w+) -->", README + (ROOT / "experiments" / "README.md").read_text())
+    assert sorted(places) == sorted(found)  # no table without its file
+    for path, text in row_tables.headers():
+        assert path.read_text() == text
 
 
 def test_views_compute_mean_and_spread_by_their_number():

@@ -1,0 +1,108 @@
+"""Tables of the rows that experiments.run has measured, and the headers of their flagfiles."""
+
+import pathlib
+import statistics
+from collections.abc import Iterator
+
+from experiments.run import ALONE, LOSSES, ROWS, TEACHER_SETS, config_of, name_in_set, names, set_of, teacher_row
+from experiments.summary import RESULTS, cost, recovered, spread
+from thumbnet_tf.csv_files import read_rows
+from thumbnet_tf.stages import METHODS, ORIGINAL, loss_weights
+
+
+def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
+    """Returns a set's table of the test split: mean and standard deviation over the seeds of each row.
+
+    The recovered share is (row - bicubic) / (original - bicubic), of the mean accuracies over the row's own seeds; it
+    is left out where bicubic or T isn't measured for all of them.
+
+    Args:
+        of_set: its name.
+        rows: of its CSV, and those of its T from another set's.
+    """
+    tests = [row for row in rows if row["split"] == "test"]
+    by_row = {name: [row for row in tests if row["row"] == name] for name in sorted({row["row"] for row in tests})}
+
+    def mean(name: str, seeds: set[str]) -> float | None:
+        tops = [float(row["top1"]) for row in by_row.get(name, []) if row["seed"] in seeds]
+        return statistics.mean(tops) if len(tops) == len(seeds) else None
+
+    lines = [
+        "| row | what it is | top-1, % | agrees with T, % | recovered share | M MACs (+ E) | M weights | seeds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, found in by_row.items():
+        agreement = "-" if name.startswith(ALONE) else spread(found, "teacher_agreement")
+        seeds = {row["seed"] for row in found}
+        base, top = mean(f"{of_set}_bicubic", seeds), mean(teacher_row(f"{of_set}_{ORIGINAL}"), seeds)
+        share = recovered(statistics.mean(float(row["top1"]) for row in found), base, top)
+        lines.append(
+            f"| `{name_in_set(name)}` | {about(name)} | {spread(found, 'top1')} | {agreement} "
+            f"| {share} | {cost(found[0])} | {int(found[0]['params']) / 1e6:.2f} | {len(found)} |"
+        )
+    return "\n".join(lines)
+
+
+def losses_markdown(rows: list[dict[str, str]]) -> str:
+    """Returns a set's table of KD and FM at the end of training, in training and on validation."""
+    tests = [row for row in rows if row["split"] == "test"]
+    lines = [
+        "| row | KD in training | KD on validation | FM in training | FM on validation | seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name in sorted({row["row"] for row in tests if any(row[term] for term in LOSSES)}):
+        found = [row for row in tests if row["row"] == name]
+        values = [[float(row[term]) for row in found if row[term]] for term in LOSSES]
+        means = [f"{statistics.mean(each):.3f}" if each else "-" for each in values]
+        lines.append(f"| `{name_in_set(name)}` | {' | '.join(means)} | {len(found)} |")
+    return "\n".join(lines)
+
+
+def about(row: str) -> str:
+    """Returns what a row is: a method and the losses that its flags leave it, or the first line of its flagfile."""
+    method = name_in_set(row)
+    if method not in METHODS or row.startswith(ALONE):
+        return (ROWS / f"{row}.flags").read_text().splitlines()[0].removeprefix("# ")
+    if method == ORIGINAL or not METHODS[method].losses:
+        return METHODS[method].about
+    what = METHODS[method].about.partition(", CL")[0]
+    return f"{what}, {' + '.join(loss_weights(method, config_of(row))).upper()}"
+
+
+def rows_of(of_set: str) -> list[dict[str, str]]:
+    """Returns the rows of a set's CSV, and those of its T where these stand in another set's; empty if not measured."""
+    rows = read_rows(RESULTS / f"{of_set}.csv")
+    if rows and of_set in TEACHER_SETS:
+        teachers = read_rows(RESULTS / f"{TEACHER_SETS[of_set]}.csv")
+        rows += [row for row in teachers if row["row"] == teacher_row(row["row"])]
+    return rows
+
+
+def with_header(text: str, rows: list[dict[str, str]]) -> str:
+    """Returns a flagfile's text whose first comment ends in what its row cost and reached.
+
+    Args:
+        text: of the flagfile; lines of an earlier measurement are replaced.
+        rows: of this row in its set's CSV.
+    """
+    tests = [row for row in rows if row["split"] == "test"]
+    minutes = sorted({float(row["minutes"]) for row in tests})
+    cores = "/".join(sorted({row["cores"] for row in tests}))
+    seeds = ", ".join(sorted({row["seed"] for row in tests}))
+    header = [
+        f"# Cost:     {' to '.join(f'{each:g}' for each in minutes[:: max(1, len(minutes) - 1)])} minutes a seed, "
+        f"CPU cores: {cores}",
+        f"# Expected: {spread(tests, 'top1')} % of test right (seeds {seeds}; {max(row['date'] for row in tests)})",
+    ]
+    lines = [line for line in text.splitlines() if not line.startswith(("# Cost:", "# Expected:"))]
+    first = next(index for index, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join([*lines[:first], *header, *lines[first:]]) + "\n"
+
+
+def headers() -> Iterator[tuple[pathlib.Path, str]]:
+    """Yields the flagfiles of measured rows, and their text with what each cost and reached."""
+    for of_set in sorted({set_of(row) for row in names()}):
+        rows = read_rows(RESULTS / f"{of_set}.csv")
+        for name in sorted({row["row"] for row in rows}):
+            path = ROWS / f"{name}.flags"
+            yield path, with_header(path.read_text(), [row for row in rows if row["row"] == name])
