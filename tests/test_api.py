@@ -152,7 +152,7 @@ def test_images_that_are_none_are_told(tiny_run):
     ):
         with pytest.raises(UserError, match=message):
             model.predict(images)
-    with pytest.raises(UserError, match="top must be at least 1. Received: 0"):
+    with pytest.raises(UserError, match="top must be a whole number of at least 1. Received: 0"):
         model.predict(good, top=0)
 
 

@@ -26,6 +26,7 @@ from thumbnet_tf import (
     thumbnet,
     variants,
 )
+from thumbnet_tf.assembly import build_trainer
 from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.export import Options, export
@@ -33,7 +34,7 @@ from thumbnet_tf.folding import fold
 from thumbnet_tf.fused_norm import fused, plain
 from thumbnet_tf.optimizers import build_optimizer
 from thumbnet_tf.runs import RunDir
-from thumbnet_tf.train import build_trainer, train
+from thumbnet_tf.train import train
 
 
 @pytest.mark.parametrize("expects", ["0..255", "0..1", "-1..1"])
@@ -203,6 +204,8 @@ def unsupported() -> dict[str, keras.Model]:
         def call(self, x):
             return dense(layers.GlobalAveragePooling2D()(base(x)))
 
+    quantized = keras.Model(image, layers.Dense(3)(pooled))
+    quantized.quantize("int8")
     shared = layers.Conv2D(3, 3, padding="same")
     grey = keras.Input((SIZE, SIZE, 1))
     return {
@@ -220,6 +223,7 @@ def unsupported() -> dict[str, keras.Model]:
         "without any map": keras.Model(image, layers.Dense(3)(layers.Flatten()(image))),
         "one score for each": base,
         "behind a sigmoid": keras.Model(image, layers.Dense(3, activation="sigmoid")(pooled)),
+        "in floating point": quantized,
     }
 
 

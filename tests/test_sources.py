@@ -29,11 +29,11 @@ def test_folder_with_all_splits(tmp_path):
     (tmp_path / "train/readme.txt").write_text("x")
     lines = []
     data = load(f"folder:{tmp_path}", lines.append)
-    assert data.class_names == ("n2", "n10")  # sorted by number
+    assert data.class_names == ("n10", "n2")  # as Keras and TFDS number them
     train = data.splits["train"]
-    assert train.names[8:12] == ("train/n2/8.png", "train/n2/9.png", "train/n2/10.png", "train/n2/11.PNG")
+    assert train.names[20:24] == ("train/n2/8.png", "train/n2/9.png", "train/n2/10.png", "train/n2/11.PNG")
     np.testing.assert_array_equal(train.labels, [0] * 12 + [1] * 12)
-    assert data.splits["validation"].names == ("val/n2/0.png", "val/n2/1.png", "val/n10/0.png", "val/n10/1.png")
+    assert data.splits["validation"].names == ("val/n10/0.png", "val/n10/1.png", "val/n2/0.png", "val/n2/1.png")
     assert data.splits["test"].num_examples == 6
     assert any("3 files or folders ignored" in line for line in lines)
     for name, image in zip(train.names, pixels(train), strict=True):

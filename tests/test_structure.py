@@ -41,7 +41,7 @@ LAYERS = (
     {"runs", "distribution"},
     {"csv_files"},
     {"checkpoints", "cache_files", "teachers"},
-    {"teacher_cache"},
+    {"teacher_cache", "teacher_check", "assembly"},
     {
         "loop",
         "compare",

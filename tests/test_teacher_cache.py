@@ -15,11 +15,12 @@ import tensorflow as tf
 from train_helpers import assert_same, interrupt_at, rows, state_of
 
 from thumbnet_tf import cache_files, loop, teacher_cache, thumbnet
+from thumbnet_tf.assembly import build_trainer
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.optimizers import build_optimizer
 from thumbnet_tf.runs import RunDir
-from thumbnet_tf.train import build_trainer, train
+from thumbnet_tf.train import train
 
 OUTPUTS = ("logits", "stage1")
 

@@ -6,8 +6,9 @@ import pytest
 from keras import layers
 from teacher_helpers import SIZE, teacher
 
-from thumbnet_tf import teachers
+from thumbnet_tf import teacher_check, teachers
 from thumbnet_tf.config import UserError
+from thumbnet_tf.teacher_check import judge
 
 
 @keras.saving.register_keras_serializable(package="elsewhere")
@@ -56,29 +57,59 @@ def test_a_trained_teacher_at_chance_is_warned_of(tmp_path, caplog):
     for right, warned in (("0.71", 0), ("0.69", 1)):
         (tmp_path / "metrics.csv").write_text(f"epoch,val_accuracy\n1,0.9\n2,{right}\n")
         caplog.clear()
-        teachers.warn_at_chance(tmp_path, labels)
+        teacher_check.warn_at_chance(tmp_path, labels)
         assert [record.levelname for record in caplog.records] == ["WARNING"] * warned
     assert "69.0 % of 100 validation images right" in caplog.text
+
+
+def scores(found, count=4, scale=4.0):
+    """Returns logits `(n, count)` that answer the classes `found`, as sure as `scale`."""
+    return scale * np.eye(count)[found]
+
+
+NAMES = ("ant", "bee", "cat", "dog")
+STUCK = dict.fromkeys(("0..255", "0..1", "-1..1", "caffe", "torch"), scores(np.zeros(200, int)))
 
 
 def test_judge_names_what_is_wrong():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 50)
     right = np.where(rng.random(200) < 0.9, labels, rng.integers(0, 4, 200))
-    stuck = np.zeros(200, int)
-    names = ("ant", "bee", "cat", "dog")
-    others = {"0..1": stuck, "-1..1": stuck, "caffe": stuck, "torch": stuck}
-    teachers.judge({"0..255": right, **others}, labels, names, "0..255")
+    judge({**STUCK, "0..255": scores(right)}, labels, NAMES, "0..255")
     with pytest.raises(UserError, match="--teacher_input=torch seems to be what T expects"):
-        teachers.judge({**others, "0..255": stuck, "torch": right}, labels, names, "0..255")
+        judge({**STUCK, "torch": scores(right)}, labels, NAMES, "0..255", asked=True)
     swapped = np.array([1, 0, 2, 3])[right]
     with pytest.raises(UserError, match="in another order than the dataset's: as bee, ant, cat, dog it answers"):
-        teachers.judge({"0..255": swapped, **others}, labels, names, "0..255")
+        judge({**STUCK, "0..255": scores(swapped)}, labels, NAMES, "0..255")
     with pytest.raises(UserError, match="as dog, ant, bee, cat and --teacher_input=caffe it answers"):
-        rotated = {"0..255": stuck, **others, "caffe": np.array([1, 2, 3, 0])[right]}
-        teachers.judge(rotated, labels, names, "0..255")
+        judge({**STUCK, "caffe": scores(np.array([1, 2, 3, 0])[right])}, labels, NAMES, "0..255")
     with pytest.raises(UserError, match="its answers don't depend on the images' classes"):
-        teachers.judge({"0..255": rng.integers(0, 4, 200), **others}, labels, names, "0..255")
+        judge({**STUCK, "0..255": scores(rng.integers(0, 4, 200))}, labels, NAMES, "0..255")
+
+
+def test_judge_finds_two_of_many_classes_swapped():
+    names = tuple(f"kind {index:02d}" for index in range(24))
+    labels = np.repeat(np.arange(24), 21)
+    order = np.arange(24)
+    order[[3, 17]] = 17, 3  # 42 of 504 images: 8 points
+    answers = {mode: scores(np.zeros(504, int), 24) for mode in STUCK}
+    with pytest.raises(UserError, match=r"answers 100.0 % right.*a T that answers 91.7 % of 504"):
+        judge({**answers, "0..255": scores(order[labels], 24)}, labels, names, "0..255")
+    judge({**answers, "0..255": scores(labels, 24)}, labels, names, "0..255")
+
+
+def test_judge_takes_scores_that_are_far_too_large_for_a_wrong_input(caplog):
+    caplog.set_level("INFO")
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 50)
+    right = np.where(rng.random(200) < 0.9, labels, rng.integers(0, 4, 200))
+    # with 18 wrong ones of 200: cross-entropy about 0.09 * 4 at a scale of 4, 0.09 * 100 at one of 100
+    answers = {**STUCK, "0..255": scores(right, scale=100.0), "0..1": scores(right)}
+    with pytest.raises(UserError, match=r"--teacher_input=0..1 seems.*than half the cross-entropy.*=0..255 insists"):
+        judge(answers, labels, NAMES, "0..255")
+    judge(answers, labels, NAMES, "0..255", asked=True)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    judge({**answers, "0..1": scores(right, scale=60.0)}, labels, NAMES, "0..255")  # not half
 
 
 def test_judge_takes_a_good_teacher_of_unbalanced_classes():
@@ -87,9 +118,9 @@ def test_judge_takes_a_good_teacher_of_unbalanced_classes():
     found[[0, 1, 490, 491, 492, 493, 494, 495]] ^= (
         1  # 98.4 % right where 97 % are of one class, 6 of 15 rare ones missed
     )
-    stuck = np.zeros(500, int)
+    stuck = scores(np.zeros(500, int), 2)
     others = dict.fromkeys(("0..1", "-1..1", "caffe", "torch"), stuck)
-    teachers.judge({"0..255": found, **others}, labels, ("good", "broken"), "0..255")
+    judge({"0..255": scores(found, 2), **others}, labels, ("good", "broken"), "0..255")
     with pytest.raises(UserError, match="its answers don't depend on the images' classes"):
-        teachers.judge({"0..255": stuck, **others}, labels, ("good", "broken"), "0..255")
-    teachers.judge({"0..255": stuck, **others}, stuck, ("good", "broken"), "0..255")  # one class only shows nothing
+        judge({"0..255": stuck, **others}, labels, ("good", "broken"), "0..255")
+    judge({"0..255": stuck, **others}, labels * 0, ("good", "broken"), "0..255")  # one class only shows nothing

@@ -6,10 +6,10 @@ import pytest
 import tensorflow as tf
 
 from thumbnet_tf import losses, stages, thumbnet
-from thumbnet_tf.config import Config
+from thumbnet_tf.assembly import build_trainer
+from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.distribution import mirrored
 from thumbnet_tf.optimizers import build_optimizer
-from thumbnet_tf.train import build_trainer
 from thumbnet_tf.trainer import Trainer
 
 CLASSES = 3
@@ -219,6 +219,33 @@ def test_weight_decay_leaves_biases_and_batch_normalisation_alone(optimizer):
 def test_learning_rate_warms_up_and_decays():
     rate = build_optimizer(config(warmup_fraction=0.1, learning_rate=1.0), 1.0, 100, [])._learning_rate
     np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(55), rate(100)], [0.1, 0.55, 1.0, 0.5, 0.0], atol=1e-6)
+
+
+def test_labels_are_class_numbers_in_a_row_or_a_column_or_probabilities(photos):
+    images, labels = photos(4, 32).astype(np.float32), np.array([0, 2, 1, 2])
+    losses = [
+        make_trainer("thumbnet", config()).test_on_batch(images, given, return_dict=True)["cl"]
+        for given in (labels, labels[:, None], labels.astype(np.float32), np.eye(CLASSES)[labels])
+    ]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
+    trainer = make_trainer("thumbnet", config())
+    with pytest.raises(UserError, match=r"or probabilities \(B, 3\). Received: the shape \(4, 4\)"):
+        trainer.train_on_batch(images, np.eye(CLASSES + 1)[labels])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"labels must be class numbers from 0 to {CLASSES - 1}"):
+        trainer.test_on_batch(images, labels + CLASSES)
+
+
+def test_trained_models_are_saved_and_loaded_without_the_trainers_layers(photos, tmp_path):
+    trainer = make_trainer("thumbnet", config())
+    trainer.train_on_batch(photos(4, 32).astype(np.float32), np.array([0, 1, 2, 0]))
+    small, student = trainer.trained()
+    assert {type(layer).__module__.split(".")[0] for layer in student.layers} == {"keras"}
+    for model, own, side in ((small, trainer.downscaler, 32), (student, trainer.student, 16)):
+        model.save(tmp_path / "model.keras")
+        images = photos(2, side).astype(np.float32)
+        found, expected = keras.saving.load_model(tmp_path / "model.keras")(images), own(images, training=False)
+        for a, b in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
 
 
 def test_missing_parts_are_named():

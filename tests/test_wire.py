@@ -12,13 +12,13 @@ from PIL import Image
 from run_helpers import IMAGE_SIZE, RATIO
 
 from thumbnet_tf import jpeg, preprocess, wire
+from thumbnet_tf.assembly import build_trainer
 from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.data import sources
 from thumbnet_tf.evaluate import load_parts
 from thumbnet_tf.optimizers import build_optimizer
 from thumbnet_tf.runs import RunDir
-from thumbnet_tf.train import build_trainer
 from thumbnet_tf.wire import Options
 
 SMALL = IMAGE_SIZE // RATIO

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from thumbnet_tf import train
     from thumbnet_tf.api import load
+    from thumbnet_tf.assembly import build_trainer
     from thumbnet_tf.config import Config, UserError
-    from thumbnet_tf.train import build_trainer
     from thumbnet_tf.trainer import Trainer
 
 __all__ = ["Config", "Trainer", "UserError", "build_trainer", "load", "train"]
 
-_HOMES = {"Config": "config", "UserError": "config", "Trainer": "trainer", "build_trainer": "train", "load": "api"}
+_HOMES = {"Config": "config", "UserError": "config", "Trainer": "trainer", "build_trainer": "assembly", "load": "api"}
 
 
 def __getattr__(name: str) -> Any:

@@ -100,8 +100,8 @@ class Loaded:
         Raises:
             UserError: when the images are none, or `top` is no positive number.
         """
-        if top < 1:
-            raise UserError(f"top must be at least 1. Received: {top}")
+        if not isinstance(top, int) or top < 1:
+            raise UserError(f"top must be a whole number of at least 1. Received: {top}")
         scores = self._in_batches(self._score, images)
         return self._answer(scores, top) if scores.ndim == 1 else [self._answer(row, top) for row in scores]
 

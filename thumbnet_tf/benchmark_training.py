@@ -16,6 +16,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from thumbnet_tf import backbones, benchmark_rivals, foreign, losses, teacher_cache, thumbnet, timing
+from thumbnet_tf.assembly import build_trainer
 from thumbnet_tf.benchmark_report import publish
 from thumbnet_tf.config import Config
 from thumbnet_tf.data import pipeline
@@ -24,7 +25,6 @@ from thumbnet_tf.data.store import MemoryStore
 from thumbnet_tf.optimizers import build_optimizer
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import ORIGINAL
-from thumbnet_tf.train import build_trainer
 from thumbnet_tf.trainer import Trainer
 
 COLUMNS = ("case", "image_size", "ratio", "batch", "median", "p10", "p90", "unit")

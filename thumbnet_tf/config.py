@@ -220,9 +220,11 @@ class Config:
         if not set(self.ratios) <= {"2", "4"} or len(set(self.ratios)) != len(self.ratios):
             raise FlagError(f"--ratios takes a list of 2 and 4. Received: {','.join(self.ratios)}")
         for ratio in map(int, self.ratios or (self.ratio,)):
-            if self.image_size % (4 * ratio):
+            step = 4 * ratio if self.teacher == "train" else ratio
+            if self.image_size % step:
+                mend = "" if self.teacher == "train" else "; a T of another size needs a keras.layers.Resizing in front"
                 raise FlagError(
-                    f"--image_size must be a multiple of {4 * ratio} at ratio {ratio}. Received: {self.image_size}"
+                    f"--image_size must be a multiple of {step} at ratio {ratio}{mend}. Received: {self.image_size}"
                 )
         if self.mixed_precision != "float32" and self.teacher.startswith(APPLICATIONS):
             raise FlagError(

@@ -22,6 +22,10 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colo
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR in [0, 255]
 _RESERVED = ("image", "thumbnail", "logits", "other_label", "label", "share")
 _INPUT_LAYERS = ("input_rescaling", "input_bgr")
+_KEPT_AS = {  # where Keras looks for another name than that of what it fetches
+    "NASNet-mobile-no-top.h5": "nasnet_mobile_no_top.h5",
+    "NASNet-large-no-top.h5": "nasnet_large_no_top.h5",
+}
 _HINT = "T must be a functional or sequential image classifier of Keras' own layers"
 
 _log = logging.getLogger(__name__)
@@ -56,11 +60,13 @@ def standardise(
         copy = _Copy(synchronized)
         try:
             output = copy.lay(model, preprocess(image, mode))
-        except (ValueError, TypeError, NotImplementedError) as error:
-            reason = " ".join(str(error).split())[:160]
+            copy.set_weights()
+            flat = keras.Model(image, _logits(keras.Model(image, output)), name=NAME)
+        except UserError:
+            raise
+        except (ValueError, TypeError, NotImplementedError, tf.errors.OpError) as error:
+            reason = " ".join(str(error).split())[:300]
             raise UserError(f"T can't be laid out on images of {size} pixels. Received: {reason}") from None
-        copy.set_weights()
-        flat = keras.Model(image, _logits(keras.Model(image, output)), name=NAME)
         if len(flat.output.shape) != 2 or (flat.output.shape[-1] or 0) < 2:
             raise UserError(
                 f"{_HINT} with one score for each of two or more classes. Received: an output of shape "
@@ -145,8 +151,9 @@ def build(
             text = " ".join(str(error).split())
             address = re.search(r"https?://\S*/([\w.\-]+)", text)
             if address:
+                file = _KEPT_AS.get(address[1], address[1])
                 raise UserError(
-                    f"the weights of {name} can't be downloaded; put the file {address[1]} into ~/.keras/models/, or "
+                    f"the weights of {name} can't be downloaded; put the file {file} into ~/.keras/models/, or "
                     f"give --teacher_weights=FILE. Received: {text[:160]}"
                 ) from None
             raise UserError(f"{name} can't be built for --image_size={size}. Received: {text[:200]}") from None
@@ -202,30 +209,41 @@ class _Copy:
         kind = type(operation).__name__
         if isinstance(operation, keras.Model):
             return self.lay(operation, args[0])
+        if isinstance(operation, layers.Pipeline):
+            x = args[0]
+            for layer in operation.layers:
+                x = self._call(layer, x)
+            return x
         if kind == "RandomCrop":
             raise UserError(f"{_HINT}; cut images before T. Received: the layer {operation.name} of RandomCrop")
         if kind in ("RandAugment", "AugMix") or (kind.startswith("Random") and isinstance(operation, layers.Layer)):
             return args[0]  # augmentation: nothing at inference, and the student's images are augmented already
         if isinstance(operation, layers.Lambda):
             raise UserError(f"{_HINT}; replace the Lambda by such a layer. Received: the Lambda layer {operation.name}")
+        if getattr(operation, "quantization_mode", None):
+            raise UserError(
+                f"{_HINT} in floating point; give the model before it was quantized. Received: the layer "
+                f"{operation.name} in {operation.quantization_mode}"
+            )
         if getattr(operation, "weights", None) and any(operation is other for other, _ in self.pairs):
             raise UserError(
                 f"{_HINT}, each called once. Received: {operation.name}, which shares its weights between two places"
             )
+        if not isinstance(operation, layers.Layer):  # a function of keras.ops
+            return graph.copied(operation, name=self._name(f"t_{operation.name}"))(*args, **kwargs)
         kwargs.pop("training", None)  # a trunk that was called with training=False shall learn in S
         settings = {"dtype": "float32", "name": self._name(operation.name), "trainable": True}
         if isinstance(operation, layers.BatchNormalization):
             settings["synchronized"] = self.synchronized
         if isinstance(operation, layers.Normalization) and operation.input_mean is None:  # adapted: as constants
-            mean, variance = (np.ravel(v).tolist() for v in (operation.mean, operation.variance))
+            mean, variance = (np.squeeze(np.asarray(v)).tolist() for v in (operation.mean, operation.variance))
             settings |= {"mean": mean, "variance": variance}
             ours = graph.copied(operation, **settings)
             return ours(*args, **kwargs)
         if isinstance(operation, layers.Rescaling):  # numbers or lists, which compare and save plainly
             settings |= {name: np.asarray(getattr(operation, name)).tolist() for name in ("scale", "offset")}
         ours = graph.copied(operation, **settings)
-        if isinstance(operation, layers.Layer):
-            self.pairs.append((operation, ours))
+        self.pairs.append((operation, ours))
         return ours(*args, **kwargs)
 
     def _name(self, name: str) -> str:
@@ -277,6 +295,9 @@ def _logits(flat: keras.Model) -> keras.KerasTensor:
         _log.info("T: the softmax at its end is taken off")
         last.activation = keras.activations.linear  # of our copy
         return output
+    while activation is keras.activations.linear and isinstance(last, layers.Activation):  # as mixed precision has it
+        last = graph.producer(flat, last.input)
+        activation = getattr(last, "activation", None)
     if type(last).__name__ == "Sigmoid" or activation is keras.activations.sigmoid:
         raise UserError(f"{_HINT} of classes that exclude each other. Received: an output behind a sigmoid")
     noise = np.random.default_rng(0).uniform(0, 255, (4, *flat.input.shape[1:])).astype(np.float32)

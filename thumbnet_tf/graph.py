@@ -27,10 +27,11 @@ def precision(policy: str) -> Iterator[None]:
 
 
 def copied(operation: keras.Operation, **settings) -> keras.Operation:
-    """Returns a new layer of the same settings but those given; an operation that is no layer takes none."""
+    """Returns a new layer of the same settings but those given; an operation that is no layer takes a name alone."""
+    config = operation.get_config()
     if not isinstance(operation, layers.Layer):
-        return type(operation).from_config(operation.get_config())
-    return type(operation).from_config({**operation.get_config(), **settings})
+        settings = {key: value for key, value in settings.items() if key == "name" and key in config}
+    return type(operation).from_config({**config, **settings})
 
 
 def run_through(model: keras.Model, image: keras.KerasTensor, call: Any) -> Any:
@@ -50,8 +51,9 @@ def lay(
 ) -> dict[str, keras.KerasTensor]:
     """Lays copies of a flat model's layers, with new weights, on an image that may be smaller than the model's own.
 
-    What states a size in pixels is adapted: `Resizing` and `CenterCrop` keep their share of the input's side, and
-    padding that was computed from the size of a map (as `keras.applications` do) is computed anew.
+    What states a size in pixels is adapted: `Resizing` and `CenterCrop` keep their share of the input's side, padding
+    that was computed from the size of a map (as `keras.applications` do) is computed anew, pooling and convolutions
+    over a whole map stay so, and what reshapes a map to a vector flattens it.
 
     Args:
         model: flat functional model, each layer called once, from an image to a dict.
@@ -78,10 +80,17 @@ def lay(
             settings |= {"height": round(operation.height / shrink), "width": round(operation.width / shrink)}
         if operation.name in paddings:
             settings["padding"] = _computed_padding(args[0].shape[1:3], paddings[operation.name])
+        kernel = _whole_map(operation)
+        if kernel:
+            settings[kernel] = args[0].shape[1:3]
         try:
-            result = copied(operation, **settings)(*args, **kwargs)
-        except ValueError as error:
-            reason = " ".join(re.sub(r"\x1b\[\d+m", "", str(error)).split())[:120]  # Keras writes in bold
+            if type(operation).__name__ == "Reshape" and len(operation.output.shape) == 2:
+                result = layers.Flatten(name=operation.name)(args[0])
+            else:
+                result = copied(operation, **settings)(*args, **kwargs)
+        except (ValueError, tf.errors.OpError) as error:
+            text = re.sub(r"\x1b\[\d+m|\{\{.*?\}\}", "", str(error))  # Keras' bold letters, TensorFlow's names
+            reason = " ".join(text.split())[:120]
             raise _too_small(operation, image, reason) from None
         for tensor in tf.nest.flatten(result):
             if any(side is not None and side < 1 for side in tensor.shape[1:]):
@@ -117,10 +126,24 @@ def maps_of(model: keras.Model) -> Iterator[tuple[layers.Layer, tuple[int, int, 
             yield layer, shape
 
 
+def _whole_map(operation: keras.Operation) -> str | None:
+    """Returns the setting by which a layer covers its whole map, if it does: its kernel, or what it pools over."""
+    for kinds, setting in (
+        ((layers.AveragePooling2D, layers.MaxPooling2D), "pool_size"),
+        ((layers.Conv2D, layers.DepthwiseConv2D), "kernel_size"),
+    ):
+        if isinstance(operation, kinds) and getattr(operation, "dilation_rate", 1) in (1, (1, 1)):
+            sides = tuple(operation.input.shape[1:3])
+            if sides > (1, 1) and sides == tuple(getattr(operation, setting)) and operation.padding == "valid":
+                return setting
+    return None
+
+
 def _too_small(operation: keras.Operation, image: keras.KerasTensor, reason: str) -> UserError:
     return UserError(
         f"T's layer {operation.name} ({type(operation).__name__}) can't be laid on a thumbnail of {image.shape[1]} "
-        f"pixels; raise --image_size or lower --ratio. Received: {reason}"
+        f"pixels; raise --image_size, lower --ratio, or give T a layer of any size there, such as "
+        f"GlobalAveragePooling2D. Received: {reason}"
     )
 
 

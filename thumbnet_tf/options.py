@@ -65,6 +65,8 @@ def check_options(options: Any) -> None:
             raise FlagError(
                 f"--{field.name} must be of type {getattr(expected, '__name__', expected)}. Received: {value!r}"
             )
+        if expected is tuple and not all(isinstance(item, str) for item in value):
+            raise FlagError(f"--{field.name} must be a tuple of strings. Received: {value!r}")
         low, high = meta["minimum"], meta["maximum"]
         if kind is float and not math.isfinite(value):
             raise FlagError(f"--{field.name} must be a finite number. Received: {value}")

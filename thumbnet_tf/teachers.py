@@ -1,26 +1,18 @@
-"""A teacher T that a run is given: taken from a run or a file, and checked against the data before all else."""
+"""A teacher T that a run is given: taken from a run or a file, or handed over in Python."""
 
 import hashlib
-import logging
 import pathlib
 import re
 import zipfile
-from collections.abc import Mapping
 
 import keras
-import numpy as np
 
 from thumbnet_tf import backbones, foreign, thumbnet
 from thumbnet_tf.config import APPLICATIONS, AUTO, Config, FlagError, UserError
-from thumbnet_tf.csv_files import read_rows
-from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.runs import RunDir, load_keras
-from thumbnet_tf.stages import ORIGINAL
+from thumbnet_tf.stages import METHODS, ORIGINAL
 
-_IMAGES = 512  # of validation that a T of the user's own is tried on
-_DEFAULT_INPUT = "0..255"
-
-_log = logging.getLogger(__name__)
+DEFAULT_INPUT = "0..255"
 
 
 def given(cfg: Config) -> keras.Model:
@@ -53,8 +45,32 @@ def given(cfg: Config) -> keras.Model:
     if {"logits", "stage1"} <= names:
         return _ours(model, cfg, path)
     _check_precision(cfg)
-    mode = _DEFAULT_INPUT if cfg.teacher_input == AUTO else cfg.teacher_input
+    mode = DEFAULT_INPUT if cfg.teacher_input == AUTO else cfg.teacher_input
     return foreign.standardise(model, cfg.image_size, mode, cfg.fm_tap)
+
+
+def taken(teacher: keras.Model | None, cfg: Config, method: str) -> keras.Model | None:
+    """Returns a T that is handed over in Python, in the form that T has here; it may be any that `foreign` takes.
+
+    Args:
+        teacher: T, or None.
+        cfg: the configuration.
+        method: what is to be trained, a row of `stages.METHODS`.
+
+    Raises:
+        UserError: when there is no such method, it needs a T and there is none, or T can't be used.
+    """
+    if method not in METHODS:
+        raise UserError(f"a method must be one of {', '.join(METHODS)}. Received: {method!r}")
+    if teacher is None:
+        if method != ORIGINAL:
+            raise UserError(f"the method {method} needs a teacher, a Keras model. Received: None")
+        return None
+    if isinstance(teacher, keras.Model) and isinstance(teacher.output, dict) and "logits" in teacher.output:
+        return teacher
+    return foreign.standardise(
+        teacher, cfg.image_size, DEFAULT_INPUT if cfg.teacher_input == AUTO else cfg.teacher_input, cfg.fm_tap
+    )
 
 
 def file_of(cfg: Config) -> pathlib.Path:
@@ -98,143 +114,6 @@ def network_name(run: RunDir, cfg: Config) -> str:
         source = RunDir(source.teacher).config()
     name = source.teacher if source.trains_teacher else f"the network of {source.teacher}"
     return f"{name} (map for FM: {thumbnet.fm_tap(cfg, teacher)})"
-
-
-def check_classes(teacher: keras.Model, cfg: Config, dataset: sources.Dataset) -> None:
-    """Checks that T knows the dataset's classes in their order, and sees its images in the values that it expects.
-
-    Of another run's T the classes' names are known; any other answers validation images for that.
-
-    Raises:
-        UserError: when it doesn't, with the likely cause.
-    """
-    names = dataset.class_names
-    path = file_of(cfg)
-    home = path.parent.parent
-    is_of_run = path == home / ORIGINAL / "teacher.keras" and (home / "config.json").is_file()
-    if is_of_run:
-        classes = RunDir.existing(str(home)).data_facts()["classes"]
-        if classes != list(names):
-            raise UserError(
-                f"--teacher must know this dataset's classes in this order: {', '.join(names[:5])}, ... "
-                f"Received: {cfg.teacher}, which knows {', '.join(classes[:5])}, ..."
-            )
-    count = teacher.output["logits"].shape[-1]
-    if count != len(names):
-        raise UserError(
-            f"--teacher must give a score for each of the {len(names)} classes of {cfg.dataset}. Received: "
-            f"{cfg.teacher}, which gives {count}"
-        )
-    if not is_of_run:
-        split = dataset.splits["validation"]
-        ids = np.unique(np.linspace(0, split.num_examples - 1, min(_IMAGES, split.num_examples)).astype(np.int64))
-        images = pipeline.eval_images(split, cfg, ids.tolist())
-        used = _DEFAULT_INPUT if cfg.teacher_input == AUTO else cfg.teacher_input
-        judge(_answers(teacher, images, used), np.asarray(split.labels)[ids], names, used)
-    if teacher.name == foreign.NAME:  # said when it was loaded too, before the run had a log
-        _log.info("FM's map is that of T's layer %s", thumbnet.fm_tap(cfg, teacher))
-
-
-def judge(answers: Mapping[str, np.ndarray], labels: np.ndarray, names: tuple[str, ...], used: str) -> None:
-    """Judges by a teacher's answers whether it is fed as it expects.
-
-    Args:
-        answers: predicted classes `(n,)` by what the input is turned into, one of `foreign.INPUTS`.
-        labels: the true ones `(n,)`.
-        names: of the classes.
-        used: the key of `answers` that is going to be used.
-
-    Raises:
-        UserError: when another input does clearly better, when another order of the classes does, or when the answers
-            are hardly better than always the same.
-    """
-    count = len(labels)
-    margin = max(0.05, 3 * (0.5 / count) ** 0.5)  # three standard errors of a difference, at most
-    right = {mode: float(np.mean(found == labels)) for mode, found in answers.items()}
-    orders = {mode: _order(found, labels, len(names)) for mode, found in answers.items()}
-    reordered = {mode: float(np.mean(orders[mode][found] == labels)) for mode, found in answers.items()}
-    best = max(right, key=right.get)
-    said = f"{100 * right[used]:.1f} % of {count} validation images right with --teacher_input={used}"
-    likeliest = max(reordered, key=reordered.get)
-    if right[best] - right[used] > margin and right[best] >= reordered[likeliest] - margin:
-        raise UserError(
-            f"--teacher_input={best} seems to be what T expects: with it T answers {100 * right[best]:.1f} % right. "
-            f"Received: a T that answers {said}"
-        )
-    if reordered[likeliest] - right[used] > margin and reordered[likeliest] > 0.5 and count >= 3 * len(names):
-        order = ", ".join(names[index] for index in orders[likeliest][:8]) + (", ..." if len(names) > 8 else "")
-        besides = "" if likeliest == used else f" and --teacher_input={likeliest}"
-        raise UserError(
-            f"T's classes seem to be in another order than the dataset's: as {order}{besides} it answers "
-            f"{100 * reordered[likeliest]:.1f} % right; reorder T's outputs as {', '.join(names[:8])}. "
-            f"Received: a T that answers {said}"
-        )
-    if _is_blind(answers[used], labels):
-        raise UserError(
-            "T must know the dataset's classes; its answers don't depend on the images' classes, and no other "
-            f"--teacher_input or order of the classes does clearly better. Received: a T that answers {said}"
-        )
-    _log.info("T answers %s", said)
-
-
-def warn_at_chance(folder: pathlib.Path, labels: np.ndarray) -> None:
-    """Warns when a T that the run has trained is hardly better than the same answer always: nothing is to be had of it.
-
-    Args:
-        folder: of T in the run, with its `metrics.csv`.
-        labels: of the validation images `(n,)`.
-    """
-    rows = read_rows(folder / "metrics.csv")
-    if not rows:  # deleted between two starts
-        return
-    right = float(rows[-1]["val_accuracy"])
-    share = np.bincount(labels).max() / len(labels)
-    if right <= share + 2 * (share * (1 - share) / len(labels)) ** 0.5:  # two standard errors
-        _log.warning(
-            "T is hardly better than always the same answer: %.1f %% of %d validation images right. Neither will S be; "
-            "look at the labels, at --teacher_input where T is one of keras.applications, and at --teacher_epochs",
-            100 * right,
-            len(labels),
-        )
-
-
-def _is_blind(found: np.ndarray, labels: np.ndarray) -> bool:
-    """Returns whether answers `(n,)` could be given without seeing the images, by their own frequencies.
-
-    Then a class is recognised as often as it is answered at all; the sum over classes is judged, within two standard
-    errors, for with one common class even a good T is right little more often than that class is.
-    """
-    classes, counts = np.unique(labels, return_counts=True)
-    recall = np.array([np.mean(found[labels == label] == label) for label in classes])
-    answered = np.array([np.mean(found == label) for label in classes])
-    error = np.sqrt(np.sum(answered * (1 - answered) / counts))
-    return len(classes) > 1 and np.sum(recall - answered) <= 2 * error
-
-
-def _order(found: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Returns the class that each of T's outputs seems to stand for, `(count,)`: largest overlap first."""
-    overlap = np.zeros((count, count))
-    np.add.at(overlap, (found, labels), 1)
-    order = np.full(count, -1)
-    for _ in range(count):
-        output, label = np.unravel_index(overlap.argmax(), overlap.shape)
-        order[output] = label
-        overlap[output], overlap[:, label] = -1, -1
-    return order
-
-
-def _answers(teacher: keras.Model, images: np.ndarray, used: str) -> dict[str, np.ndarray]:
-    """Returns T's answers to images, as `used`, and with each other known input in front of it instead."""
-    models = {used: keras.Model(teacher.input, teacher.output["logits"])}
-    bare = foreign.without_input(teacher)
-    for mode in foreign.INPUTS:
-        image = keras.Input(teacher.input.shape[1:])
-        models.setdefault(mode, keras.Model(image, bare(foreign.preprocess(image, mode))))
-    batches = [images[i : i + 64].astype(np.float32) for i in range(0, len(images), 64)]
-    return {
-        mode: np.concatenate([np.asarray(model(batch, training=False)).argmax(-1) for batch in batches])
-        for mode, model in models.items()
-    }
 
 
 def _ours(model: keras.Model, cfg: Config, path: pathlib.Path) -> keras.Model:

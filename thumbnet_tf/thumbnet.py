@@ -3,6 +3,8 @@
 import dataclasses
 
 import keras
+import numpy as np
+import tensorflow as tf
 from keras import layers
 
 from thumbnet_tf import backbones, downscaler, foreign, graph, stages
@@ -84,6 +86,17 @@ def check(cfg: Config, teacher: keras.Model | None = None, *, initial: bool = Fa
         return
     student, _ = build_student(cfg, teacher)
     build_decoder(student, teacher, fm_tap(cfg, teacher))
+    images = np.zeros((2, *student.input.shape[1:]), np.float32)
+    try:
+        fits = student(images, training=False)["logits"].shape[0] == len(images)
+    except (ValueError, tf.errors.OpError):
+        fits = False
+    if not fits:  # a reshape with -1 in it makes other examples of thumbnails
+        raise UserError(
+            "T must take images of a thumbnail's size too; flatten its map by keras.layers.Flatten, or pool it by "
+            f"GlobalAveragePooling2D. Received: a T that can't tell two images of {cfg.thumbnail_size} pixels apart: "
+            "it reshapes maps to sizes of its own"
+        )
 
 
 def build_shipped(cfg: Config, kind: str, small: keras.Model, student: keras.Model) -> keras.Model:

@@ -22,12 +22,11 @@ from collections.abc import Collection, Sequence
 import keras
 import tensorflow as tf
 
-from thumbnet_tf import backbones, compare, distribution, flags, loop, stages, teacher_cache, teachers, thumbnet
+from thumbnet_tf import compare, distribution, flags, loop, stages, teacher_cache, teacher_check, teachers, thumbnet
+from thumbnet_tf.assembly import build_trainer
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
-from thumbnet_tf.folding import fold
-from thumbnet_tf.fused_norm import fused, plain
 from thumbnet_tf.optimizers import build_optimizer
 from thumbnet_tf.runs import RunDir, environment, save_keras, saving, write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
@@ -94,7 +93,7 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
             if job.is_chief:
                 facts |= teachers.facts(cfg, run)
                 if given is not None:
-                    teachers.check_classes(given, cfg, dataset)
+                    teacher_check.check_classes(given, cfg, dataset)
                 if not (run.path / "data.json").exists():
                     _check_room(cfg, dataset, students, given)
                 run.bind_data(facts)  # all that can be checked was; from here on the directory is this run's
@@ -144,53 +143,6 @@ def _claim(run: RunDir, cfg: Config, job: distribution.Job) -> None:
         run.join(cfg)
 
 
-def build_trainer(
-    method: str, cfg: Config, num_classes: int, teacher: keras.Model | None, *, synchronized: bool = False
-) -> Trainer:
-    """Builds the models of a method and what trains them, without an optimizer.
-
-    Args:
-        method: a row of `stages.METHODS`.
-        cfg: the configuration.
-        num_classes: C.
-        teacher: T; None when T itself is to be trained.
-        synchronized: whether batch statistics are taken over all replicas.
-    """
-    keras.utils.set_random_seed(cfg.seed)  # every method starts E, S and D alike
-    row = METHODS[method]
-    weights = stages.loss_weights(method, cfg)
-    small = (
-        None if row.downscaler == "none" else thumbnet.build_downscaler(cfg, row.downscaler, synchronized=synchronized)
-    )
-    if row.from_teacher:
-        student, anew = thumbnet.build_student(cfg, teacher, synchronized=synchronized)
-        if anew:
-            _log.info("%s: layers whose shape depends on the input's size start anew: %s", method, ", ".join(anew))
-    elif teacher is None:
-        student = thumbnet.build_teacher(cfg, num_classes, synchronized=synchronized, initial=True)
-    else:
-        student = backbones.build(cfg.backbone, cfg.image_size, num_classes, cfg.slim_width, synchronized=synchronized)
-    tap = thumbnet.fm_tap(cfg, student if teacher is None else teacher)
-    decoder = thumbnet.build_decoder(student, teacher, tap) if "fm" in weights else None
-    if not synchronized:  # over several replicas, Keras' own layer adds their statistics up
-        student, small = fused(student), small and fused(small)
-    if teacher is not None and cfg.mixed_precision == "float32":
-        teacher = fold(teacher)  # the same function, a tenth faster; folded models compute in float32
-    return Trainer(
-        student,
-        downscaler=small,
-        teacher=teacher,
-        decoder=decoder,
-        loss_weights=weights,
-        temperature=cfg.temperature,
-        fm_tap=tap,
-        mm_std_weight=cfg.mm_std_weight,
-        label_smoothing=cfg.label_smoothing,
-        clip_norm=cfg.clip_norm,
-        thumbnail_jpeg=cfg.thumbnail_jpeg,
-    )
-
-
 def _train_method(
     method: str, cfg: Config, run: RunDir, dataset: sources.Dataset, job: distribution.Job
 ) -> dict[str, keras.Model]:
@@ -234,11 +186,10 @@ def _train_method(
             job=job,
         )
     if is_teacher and job.is_chief:
-        teachers.warn_at_chance(folder, dataset.splits["validation"].labels)
-    kind, student = METHODS[method].downscaler, plain(trainer.student)
+        teacher_check.warn_at_chance(folder, dataset.splits["validation"].labels)
+    kind, (small, student) = METHODS[method].downscaler, trainer.trained()
     if kind == "none":
         return {"teacher" if is_teacher else "student": student}
-    small = plain(trainer.downscaler)
     return {"downscaler": small, "student": student, "shipped": thumbnet.build_shipped(cfg, kind, small, student)}
 
 

@@ -7,15 +7,17 @@ import keras
 import tensorflow as tf
 
 from thumbnet_tf import jpeg, losses
+from thumbnet_tf.config import UserError
+from thumbnet_tf.fused_norm import plain
 
 
 class Trainer(keras.Model):
     """Trains a student, and a learned downscaler with it, under any of ThumbNet's four losses.
 
     Works in `fit` and `evaluate`, alone or under `tf.distribute`, on batches `(images, labels[, weights])`: images
-    `(B, H, W, 3)` in [0, 255], labels `(B,)` integers or `(B, C)` probabilities, weights `(B,)` (0 for padding). In
-    place of the images there may stand a dict of `image` and outputs of T for them by name, such as `logits` and
-    `stage2`, which then needn't be computed: T runs only as far as an output that is needed and not given.
+    `(B, H, W, 3)` in [0, 255], labels `(B,)` or `(B, 1)` integers or `(B, C)` probabilities, weights `(B,)` (0 for
+    padding). In place of the images there may stand a dict of `image` and outputs of T for them by name, such as
+    `logits` and `stage2`, which then needn't be computed: T runs only as far as an output that is needed and not given.
 
     Training T itself is the case without downscaler and teacher.
     """
@@ -85,6 +87,10 @@ class Trainer(keras.Model):
         """Whether a training step runs the teacher."""
         return bool({"kd", "fm"} & set(self.term_weights))
 
+    def trained(self) -> tuple[keras.Model | None, keras.Model]:
+        """Returns copies of E (or None) and S as they are by now, of layers that can be saved."""
+        return self.downscaler and plain(self.downscaler), plain(self.student)
+
     def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Returns the student's outputs and the downscaler's `thumbnail`."""
         images = tf.cast(images, tf.float32)
@@ -95,7 +101,7 @@ class Trainer(keras.Model):
 
     def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """Takes one step on one replica's part of the batch and returns the running means."""
-        images, given, labels, weights = _unpack(data)
+        images, given, labels, weights = self._unpacked(data)
         targets = self._teach(images, given) if self.is_taught else None
         with tf.GradientTape() as tape:
             outputs = self(images, training=True)
@@ -114,11 +120,36 @@ class Trainer(keras.Model):
 
     def test_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """Evaluates one replica's part of a batch and returns the running means."""
-        images, given, labels, weights = _unpack(data)
+        images, given, labels, weights = self._unpacked(data)
         targets = None if self.teacher is None else self._teach(images, given)
         outputs = self(images, training=False)
         terms = self._loss_terms(images, labels, outputs, targets)
         return self._track(self._weighted(terms), terms, labels, outputs, targets, weights)
+
+    def _unpacked(self, data: tuple) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+        """Returns images, T's outputs as far as they are given, labels and weights.
+
+        Raises:
+            UserError: when labels are neither class numbers, `(B,)` or `(B, 1)`, nor probabilities `(B, C)`.
+        """
+        inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        given = dict(inputs) if isinstance(inputs, Mapping) else {"image": inputs}
+        images = tf.cast(given.pop("image"), tf.float32)
+        weights = tf.ones(tf.shape(images)[:1]) if weights is None else tf.cast(weights, tf.float32)
+        classes, labels = self.student.output["logits"].shape[-1], tf.convert_to_tensor(labels)
+        if labels.shape.rank == 2 and labels.shape[-1] == 1:
+            labels = labels[:, 0]
+        if labels.shape.rank != 1 and labels.shape[-1] != classes:
+            raise UserError(
+                f"labels must be class numbers (B,) or probabilities (B, {classes}). Received: the shape {labels.shape}"
+            )
+        if labels.shape.rank == 1:
+            labels = tf.cast(labels, tf.int64)
+            message = f"labels must be class numbers from 0 to {classes - 1}"
+            limit = tf.constant(classes, tf.int64)
+            with tf.control_dependencies([tf.debugging.assert_less(tf.reduce_max(labels), limit, message)]):
+                labels = tf.identity(labels)
+        return images, given, labels, weights
 
     def _teach(self, images: tf.Tensor, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         needed = {"logits", self.fm_tap} if "fm" in self.term_weights else {"logits"}
@@ -180,15 +211,6 @@ class Trainer(keras.Model):
                 summed = _sum_over_replicas(tf.reduce_sum(tf.cast(values[tracker.name], tf.float32) * weights))
                 tracker.update_state(tf.math.divide_no_nan(summed, count), sample_weight=share)
         return {tracker.name: tracker.result() for tracker in self.metrics}
-
-
-def _unpack(data: tuple) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
-    """Returns images, T's outputs as far as they are given, labels and weights."""
-    inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-    given = dict(inputs) if isinstance(inputs, Mapping) else {"image": inputs}
-    images = tf.cast(given.pop("image"), tf.float32)
-    weights = tf.ones(tf.shape(images)[:1]) if weights is None else tf.cast(weights, tf.float32)
-    return images, given, labels, weights
 
 
 def _sum_over_replicas(value):

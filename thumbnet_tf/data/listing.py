@@ -85,8 +85,8 @@ def _entries(folder: Path) -> list[Path]:
 def list_folder(root: Path, log: Callable[[str], None]) -> Listing:
     """Lists `root/<class>/*` or `root/{train,test,validation|valid|val}/<class>/*`.
 
-    Classes are the sorted folder names. Hidden files and files that aren't named like images are left out and
-    counted in the log.
+    Classes are the sorted folder names, as Keras' `image_dataset_from_directory` and TFDS number them. Hidden files and
+    files that aren't named like images are left out and counted in the log.
 
     Raises:
         UserError: when there is no such folder, no class, an empty class, or when splits differ in their classes.
@@ -136,7 +136,7 @@ def list_folder(root: Path, log: Callable[[str], None]) -> Listing:
 def _list_classes(folder: Path, root: Path, log: Callable[[str], None]) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
     ignored = [path for path in folder.iterdir() if path.name.startswith(".") or not path.is_dir()]
-    for path in _entries(folder):
+    for path in sorted(_entries(folder), key=lambda path: path.name):
         if path.is_dir():
             images = [p for p in _entries(path) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
             ignored += sorted(set(path.iterdir()) - set(images))

@@ -1,0 +1,65 @@
+"""From a method's name to what trains it: E, S and D, started as the method says, with its losses."""
+
+import logging
+
+import keras
+
+from thumbnet_tf import backbones, stages, teachers, thumbnet
+from thumbnet_tf.config import Config
+from thumbnet_tf.folding import fold
+from thumbnet_tf.fused_norm import fused
+from thumbnet_tf.stages import METHODS
+from thumbnet_tf.trainer import Trainer
+
+_log = logging.getLogger(__name__)
+
+
+def build_trainer(
+    method: str, cfg: Config, num_classes: int, teacher: keras.Model | None, *, synchronized: bool = False
+) -> Trainer:
+    """Builds the models of a method and what trains them, without an optimizer.
+
+    Args:
+        method: a row of `stages.METHODS`.
+        cfg: the configuration.
+        num_classes: C.
+        teacher: T, any Keras classifier that `--teacher` takes; None when T itself is to be trained.
+        synchronized: whether batch statistics are taken over all replicas.
+
+    Raises:
+        UserError: when there is no such method, or T isn't there or can't be used.
+    """
+    teacher = teachers.taken(teacher, cfg, method)
+    keras.utils.set_random_seed(cfg.seed)  # every method starts E, S and D alike
+    row = METHODS[method]
+    weights = stages.loss_weights(method, cfg)
+    small = (
+        None if row.downscaler == "none" else thumbnet.build_downscaler(cfg, row.downscaler, synchronized=synchronized)
+    )
+    if row.from_teacher:
+        student, anew = thumbnet.build_student(cfg, teacher, synchronized=synchronized)
+        if anew:
+            _log.info("%s: layers whose shape depends on the input's size start anew: %s", method, ", ".join(anew))
+    elif teacher is None:
+        student = thumbnet.build_teacher(cfg, num_classes, synchronized=synchronized, initial=True)
+    else:
+        student = backbones.build(cfg.backbone, cfg.image_size, num_classes, cfg.slim_width, synchronized=synchronized)
+    tap = thumbnet.fm_tap(cfg, student if teacher is None else teacher)
+    decoder = thumbnet.build_decoder(student, teacher, tap) if "fm" in weights else None
+    if not synchronized:  # over several replicas, Keras' own layer adds their statistics up
+        student, small = fused(student), small and fused(small)
+    if teacher is not None and cfg.mixed_precision == "float32":
+        teacher = fold(teacher)  # the same function, a tenth faster; folded models compute in float32
+    return Trainer(
+        student,
+        downscaler=small,
+        teacher=teacher,
+        decoder=decoder,
+        loss_weights=weights,
+        temperature=cfg.temperature,
+        fm_tap=tap,
+        mm_std_weight=cfg.mm_std_weight,
+        label_smoothing=cfg.label_smoothing,
+        clip_norm=cfg.clip_norm,
+        thumbnail_jpeg=cfg.thumbnail_jpeg,
+    )
