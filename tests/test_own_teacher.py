@@ -205,7 +205,7 @@ def unsupported() -> dict[str, keras.Model]:
             return dense(layers.GlobalAveragePooling2D()(base(x)))
 
     quantized = keras.Model(image, layers.Dense(3)(pooled))
-    quantized.quantize("int8")
+    quantized.layers[-1].quantize("int8")
     shared = layers.Conv2D(3, 3, padding="same")
     grey = keras.Input((SIZE, SIZE, 1))
     return {

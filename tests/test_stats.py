@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from thumbnet_tf.stats import Calibration, Paired, softmax, wilson
+from thumbnet_tf.stats import Calibration, Paired, logsumexp, softmax, wilson
 
 
 def test_softmax():
@@ -72,3 +72,9 @@ def test_calibration():
     assert np.isnan(found.score[0]) and np.isnan(found.accuracy[0])
     # gaps 0.45, 0.3, 0.85 and, twice, 0.975 - 0.5
     assert found.error == pytest.approx((0.45 + 0.3 + 0.85 + 2 * 0.475) / 5)
+
+
+def test_logsumexp_is_exact_for_large_logits():
+    # log(e^0 + e^0) = log 2; of 1000 and 0 the second adds nothing; of equal ones log 3 more
+    found = logsumexp(np.array([[0.0, 0.0, -np.inf], [1000.0, 0.0, 0.0], [5.0, 5.0, 5.0]]))
+    np.testing.assert_allclose(found, [math.log(2), 1000.0, 5 + math.log(3)], rtol=1e-12)

@@ -103,13 +103,15 @@ def test_judge_takes_scores_that_are_far_too_large_for_a_wrong_input(caplog):
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 50)
     right = np.where(rng.random(200) < 0.9, labels, rng.integers(0, 4, 200))
-    # with 18 wrong ones of 200: cross-entropy about 0.09 * 4 at a scale of 4, 0.09 * 100 at one of 100
+    wrong = np.mean(right != labels)  # at a scale of 100 the mean cross-entropy is 100 times that, at 4 below 1
+    assert 0.03 < wrong < 0.12
     answers = {**STUCK, "0..255": scores(right, scale=100.0), "0..1": scores(right)}
     with pytest.raises(UserError, match=r"--teacher_input=0..1 seems.*than half the cross-entropy.*=0..255 insists"):
         judge(answers, labels, NAMES, "0..255")
     judge(answers, labels, NAMES, "0..255", asked=True)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     judge({**answers, "0..1": scores(right, scale=60.0)}, labels, NAMES, "0..255")  # not half
+    judge({**answers, "0..255": scores(right, scale=10.0)}, labels, NAMES, "0..255")  # 10 * 0.08 is better than log 4
 
 
 def test_judge_takes_a_good_teacher_of_unbalanced_classes():

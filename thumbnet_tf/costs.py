@@ -5,6 +5,15 @@ import math
 import keras
 from keras import layers
 
+_COUNTED = (
+    layers.Conv2D,
+    layers.DepthwiseConv2D,
+    layers.SeparableConv2D,
+    layers.Conv2DTranspose,
+    layers.Dense,
+    layers.EinsumDense,
+)
+
 
 def macs(model: keras.Model) -> int:
     """Counts the multiply-adds of all convolutions and dense layers for one image.
@@ -16,6 +25,16 @@ def macs(model: keras.Model) -> int:
         Multiply-adds; pooling, normalisation, additions and resizing are not counted, as is usual.
     """
     return sum(_layer_macs(layer) for layer in model.layers)
+
+
+def uncounted(model: keras.Model) -> list[str]:
+    """Returns the names of the layers whose products with kernels `macs` leaves out, such as attention."""
+    return [
+        layer.name
+        for layer in model.layers
+        if not isinstance(layer, (*_COUNTED, layers.PReLU))
+        and any(len(weight.shape) > 1 for weight in layer.trainable_weights)
+    ]
 
 
 def _layer_macs(layer: keras.Layer) -> int:

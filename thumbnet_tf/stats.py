@@ -8,6 +8,12 @@ import numpy as np
 Z95 = 1.959963984540054  # 97.5 % of a standard normal lie below
 
 
+def logsumexp(logits: np.ndarray) -> np.ndarray:
+    """Returns log sum_k exp(z_k), float64 (n,), of logits (n, C)."""
+    top = logits.max(-1, keepdims=True).astype(np.float64)
+    return top[:, 0] + np.log(np.exp(logits - top).sum(-1))
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Returns the probabilities of logits, float64 (n, C) in [0, 1]."""
     powers = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))

@@ -1,19 +1,20 @@
 """Whether a teacher T that a run is given knows the data: its classes, their order, and the values of its input."""
 
 import logging
+import math
 import pathlib
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 
-from thumbnet_tf import foreign, thumbnet
+from thumbnet_tf import costs, foreign, thumbnet
 from thumbnet_tf.config import AUTO, Config, UserError
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import ORIGINAL
-from thumbnet_tf.stats import Paired, softmax
+from thumbnet_tf.stats import Paired, logsumexp
 from thumbnet_tf.teachers import DEFAULT_INPUT, file_of
 
 _IMAGES = 512  # of validation that a T of the user's own is tried on
@@ -54,6 +55,9 @@ def check_classes(teacher: keras.Model, cfg: Config, dataset: sources.Dataset) -
         used = DEFAULT_INPUT if cfg.teacher_input == AUTO else cfg.teacher_input
         asked = cfg.teacher_input != AUTO
         judge(_answers(teacher, images, used), np.asarray(split.labels)[ids], names, used, asked=asked)
+    left_out = costs.uncounted(teacher)
+    if left_out:
+        _log.warning("multiply-adds, here and in all tables, leave out T's layers %s", ", ".join(left_out))
     if teacher.name == foreign.NAME:  # said when it was loaded too, before the run had a log
         _log.info("FM's map is that of T's layer %s", thumbnet.fm_tap(cfg, teacher))
 
@@ -142,18 +146,20 @@ def _clearly_better(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def _surer_input(answers: Mapping[str, np.ndarray], labels: np.ndarray, used: str) -> str | None:
-    """Returns the input that has far less cross-entropy than the used one at about its accuracy, if there is one.
+    """Returns another input that T seems to expect, of about the used one's accuracy, if there is one.
 
     A network without normalisation often answers the same class for an image in another range, but for scores
-    that are far too large, and these are what a student would learn.
+    that are far too large, and these are what a student would learn. That shows where it is sometimes wrong: then its
+    mean cross-entropy is above that of a guess, log C, for all its accuracy, and the other input's is less than half.
     """
-    losses = {m: -np.log(np.maximum(softmax(z)[np.arange(len(labels)), labels], 1e-12)) for m, z in answers.items()}
-    right = {mode: np.mean(logits.argmax(-1) == labels) for mode, logits in answers.items()}
-    alike = [mode for mode in answers if right[mode] >= right[used] - 0.02]
-    best = min(alike, key=lambda mode: losses[mode].mean())
-    gain = losses[used] - losses[best]
-    clear = gain.mean() > 3 * gain.std() / len(gain) ** 0.5  # three standard errors
-    return best if clear and losses[best].mean() < losses[used].mean() / 2 else None
+    losses, right = {}, {}
+    for mode, logits in answers.items():
+        exact = logits.astype(np.float64)
+        losses[mode] = np.mean(logsumexp(exact) - exact[np.arange(len(labels)), labels])
+        right[mode] = np.mean(logits.argmax(-1) == labels)
+    best = min((mode for mode in answers if right[mode] >= right[used] - 0.02), key=losses.get)
+    worse_than_a_guess = losses[used] > math.log(answers[used].shape[-1])
+    return best if worse_than_a_guess and losses[best] < losses[used] / 2 else None
 
 
 def _is_blind(found: np.ndarray, labels: np.ndarray) -> bool:
