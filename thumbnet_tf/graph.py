@@ -134,7 +134,7 @@ def _whole_map(operation: keras.Operation) -> str | None:
     ):
         if isinstance(operation, kinds) and getattr(operation, "dilation_rate", 1) in (1, (1, 1)):
             sides = tuple(operation.input.shape[1:3])
-            if sides > (1, 1) and sides == tuple(getattr(operation, setting)) and operation.padding == "valid":
+            if sides == tuple(getattr(operation, setting)) > (1, 1) and operation.padding == "valid":
                 return setting
     return None
 
