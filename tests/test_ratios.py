@@ -49,6 +49,6 @@ def test_a_ratio_that_is_too_much_for_t_is_told_before_the_first_is_trained(own)
     x = layers.Conv2D(4, 3, 2)(layers.Conv2D(4, 3, 2)(image))  # 7 x 7; of 16 px 3 x 3, of 8 px 1 x 1
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(x))
     cfg = own(keras.Model(image, layers.Dense(3)(x)), ratios=("2", "4"))
-    with pytest.raises(UserError, match="can't be laid on a thumbnail of 8 pixels; raise --image_size or lower --rat"):
+    with pytest.raises(UserError, match="can't be laid on a thumbnail of 8 pixels; raise --image_size, lower --rat"):
         train_ratios(cfg)
     assert not (pathlib.Path(cfg.run_dir) / "ratio2" / "config.json").exists()
