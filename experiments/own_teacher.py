@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--photos", default="runs/own_photos", help="folder of the split that is made of them")
     parser.add_argument("--out", default="runs/own_teacher.keras")
     parser.add_argument("--size", type=int, default=64, help="side of the input in pixels")
-    parser.add_argument("--epochs", type=int, default=130)
+    parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--limit", type=int, default=0, help="photographs of each class; 0 = all")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the order and the augmentation")
     args = parser.parse_args()
