@@ -88,9 +88,9 @@ def main(options: Options) -> None:
             raise UserError(f"--kind must be one of {', '.join([*FIXED, *learned])}. Received: {options.kind!r}")
         small = run.load_model(options.kind, "downscaler")
     partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    count = save_thumbnails(small, sources.load(cfg, SPLITS), cfg, partial)
     with saving(out):
-        shutil.rmtree(partial, ignore_errors=True)
-        count = save_thumbnails(small, sources.load(cfg, SPLITS), cfg, partial)
         partial.replace(out)
     print(count, "thumbnails in", out)
 

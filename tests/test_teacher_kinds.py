@@ -116,6 +116,15 @@ def test_a_plain_classifier_is_taken_in_python(photos):
     trainer = build_trainer("thumbnet", cfg, 3, theirs)
     images = photos(2, SIZE).astype(np.float32)
     np.testing.assert_allclose(ops.softmax(trainer.teacher(images)["logits"]), theirs(images), rtol=1e-3, atol=1e-5)
+    alone = keras.Model(image, {"logits": layers.Dense(3)(layers.GlobalAveragePooling2D()(body(image)))})
+    assert len(build_trainer("thumbnet", cfg, 3, alone).teacher.output) == 2  # FM's map beside the logits
+
+    class Subclassed(keras.Model):
+        def call(self, x):
+            return theirs(x)
+
+    with pytest.raises(UserError, match="a subclassed model, whose graph isn't known"):
+        build_trainer("thumbnet", cfg, 3, Subclassed())
     with pytest.raises(UserError, match="a method must be one of original, direct, .* Received: 'nope'"):
         build_trainer("nope", cfg, 3, theirs)
     with pytest.raises(UserError, match="the method thumbnet needs a teacher, a Keras model. Received: None"):

@@ -15,7 +15,7 @@ from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import ORIGINAL
 from thumbnet_tf.stats import Paired, logsumexp
-from thumbnet_tf.teachers import DEFAULT_INPUT, file_of
+from thumbnet_tf.teachers import file_of, input_of
 
 _IMAGES = 512  # of validation that a T of the user's own is tried on
 _LEVEL = 1e-4  # of a paired test; several inputs and orders are tried
@@ -52,7 +52,7 @@ def check_classes(teacher: keras.Model, cfg: Config, dataset: sources.Dataset) -
         split = dataset.splits["validation"]
         ids = np.unique(np.linspace(0, split.num_examples - 1, min(_IMAGES, split.num_examples)).astype(np.int64))
         images = pipeline.eval_images(split, cfg, ids.tolist())
-        used = DEFAULT_INPUT if cfg.teacher_input == AUTO else cfg.teacher_input
+        used = input_of(cfg)
         asked = cfg.teacher_input != AUTO
         judge(_answers(teacher, images, used), np.asarray(split.labels)[ids], names, used, asked=asked)
     left_out = costs.uncounted(teacher)

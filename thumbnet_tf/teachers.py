@@ -12,8 +12,6 @@ from thumbnet_tf.config import APPLICATIONS, AUTO, Config, FlagError, UserError
 from thumbnet_tf.runs import RunDir, load_keras
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
-DEFAULT_INPUT = "0..255"
-
 
 def given(cfg: Config) -> keras.Model:
     """Loads the T that the configuration names, in the form that T has here.
@@ -45,8 +43,12 @@ def given(cfg: Config) -> keras.Model:
     if {"logits", "stage1"} <= names:
         return _ours(model, cfg, path)
     _check_precision(cfg)
-    mode = DEFAULT_INPUT if cfg.teacher_input == AUTO else cfg.teacher_input
-    return foreign.standardise(model, cfg.image_size, mode, cfg.fm_tap)
+    return foreign.standardise(model, cfg.image_size, input_of(cfg), cfg.fm_tap)
+
+
+def input_of(cfg: Config) -> str:
+    """Returns which of `foreign.INPUTS` a T of the user's own is given."""
+    return "0..255" if cfg.teacher_input == AUTO else cfg.teacher_input
 
 
 def taken(teacher: keras.Model | None, cfg: Config, method: str) -> keras.Model | None:
@@ -66,11 +68,10 @@ def taken(teacher: keras.Model | None, cfg: Config, method: str) -> keras.Model 
         if method != ORIGINAL:
             raise UserError(f"the method {method} needs a teacher, a Keras model. Received: None")
         return None
-    if isinstance(teacher, keras.Model) and isinstance(teacher.output, dict) and "logits" in teacher.output:
+    outputs = teacher.output if isinstance(teacher, keras.Function) else None
+    if isinstance(outputs, dict) and "logits" in outputs and len(outputs) > 1:  # maps beside it, as T has here
         return teacher
-    return foreign.standardise(
-        teacher, cfg.image_size, DEFAULT_INPUT if cfg.teacher_input == AUTO else cfg.teacher_input, cfg.fm_tap
-    )
+    return foreign.standardise(teacher, cfg.image_size, input_of(cfg), cfg.fm_tap)
 
 
 def file_of(cfg: Config) -> pathlib.Path:
