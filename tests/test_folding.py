@@ -106,6 +106,21 @@ def test_a_model_of_mixed_precision_is_folded_to_float32():
     assert_same(folded(images(32), training=False), plain(images(32), training=False))
 
 
+def test_a_model_of_mixed_precision_can_keep_it():
+    with thumbnet.precision("mixed_bfloat16"):
+        model = with_random_statistics(backbones.build("resnet18", 32, 5, 0.125))
+    folded = folding.fold(model, keep_precision=True)
+    assert not normalisations(folded)
+    computes = {layer.name: layer.compute_dtype for layer in model.layers if layer.weights}
+    assert {layer.name: layer.compute_dtype for layer in folded.layers if layer.weights}.items() <= computes.items()
+    kept = {layer.name: layer.variable_dtype for layer in folded.layers if layer.weights}
+    assert kept.pop("logits") == "float32" and set(kept.values()) == {"bfloat16"}
+    got, expected = folded(images(32), training=False), folding.fold(model)(images(32), training=False)
+    assert got["logits"].dtype == tf.float32 and got["stage2"].dtype == tf.bfloat16
+    got = {name: tf.cast(value, tf.float32) for name, value in got.items()}
+    assert_same(got, expected, tolerance=0.05)  # bfloat16 has 8 bits
+
+
 def test_normalisations_that_stand_elsewhere_are_kept():
     image = keras.Input((8, 8, 3))
     shared = layers.Conv2D(4, 3, name="seen_by_two")(image)

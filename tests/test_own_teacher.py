@@ -31,7 +31,7 @@ from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.export import Options, export
 from thumbnet_tf.folding import fold
-from thumbnet_tf.fused_norm import fused, plain
+from thumbnet_tf.fused import fused, plain
 from thumbnet_tf.optimizers import build_optimizer
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.train import train

@@ -28,7 +28,7 @@ LAYERS = (
         "stats",
     },
     {"graph", "jpeg"},
-    {"folding", "fused_norm", "foreign"},
+    {"folding", "fused", "foreign"},
     {"backbones", "intake", "client_thumbnails", "frozen", "timing"},
     {"downscaler"},
     {"data.fine_detail", "data.store", "thumbnet", "tflite", "tflite_metadata", "twin"},

@@ -7,7 +7,7 @@ import keras
 from thumbnet_tf import backbones, stages, teachers, thumbnet
 from thumbnet_tf.config import Config
 from thumbnet_tf.folding import fold
-from thumbnet_tf.fused_norm import fused
+from thumbnet_tf.fused import fused
 from thumbnet_tf.stages import METHODS
 from thumbnet_tf.trainer import Trainer
 
@@ -48,8 +48,8 @@ def build_trainer(
     decoder = thumbnet.build_decoder(student, teacher, tap) if "fm" in weights else None
     if not synchronized:  # over several replicas, Keras' own layer adds their statistics up
         student, small = fused(student), small and fused(small)
-    if teacher is not None and cfg.mixed_precision == "float32":
-        teacher = fold(teacher)  # the same function, a tenth faster; folded models compute in float32
+    if teacher is not None:  # the same function, a tenth faster; T may have been trained in another precision
+        teacher = fold(teacher, keep_precision=cfg.mixed_precision != "float32")
     return Trainer(
         student,
         downscaler=small,

@@ -12,16 +12,18 @@ from keras import layers
 from thumbnet_tf.graph import consumers_of, copied
 
 
-def fold(model: keras.Model) -> keras.Model:
+def fold(model: keras.Model, *, keep_precision: bool = False) -> keras.Model:
     """Copies a model, folding each batch normalisation that is the only consumer of a convolution into it.
 
     Args:
         model: flat functional model of any precision.
+        keep_precision: whether layers that compute in bfloat16 go on to, with their weights in bfloat16, too.
 
     Returns:
-        A float32 model of the same function, with the same names, inputs and outputs, that shares nothing with
-        `model`. Normalisations that stand elsewhere are kept.
+        A model of the same function, with the same names, inputs and outputs, that shares nothing with `model`; it
+        computes in float32 unless `keep_precision`. Normalisations that stand elsewhere are kept.
     """
+    trained = {layer.name: layer for layer in model.layers}
     # each layer is called once in the copy
     plain = keras.models.clone_model(model, clone_function=lambda layer: copied(layer, dtype="float32"))
     consumers = consumers_of(plain)
@@ -35,13 +37,13 @@ def fold(model: keras.Model) -> keras.Model:
     folded = {norm.name for norm in norms.values()}
 
     def copy(layer: layers.Layer) -> layers.Layer:
-        return copied(layer, dtype="float32", **({"use_bias": True} if layer.name in norms else {}))
+        dtype = getattr(trained[layer.name], "compute_dtype", "float32") if keep_precision else "float32"
+        return copied(layer, dtype=dtype, **({"use_bias": True} if layer.name in norms else {}))
 
     def call(layer: layers.Layer, x: keras.KerasTensor, *args, **kwargs) -> keras.KerasTensor:
         return x if layer.name in folded else layer(x, *args, **kwargs)
 
     result = keras.models.clone_model(plain, clone_function=copy, call_function=call)
-    trained = {layer.name: layer for layer in model.layers}
     for layer in result.layers:
         if layer.weights:
             source, norm = trained[layer.name], norms.get(layer.name)

@@ -1,0 +1,107 @@
+"""Layers for training are Keras': outputs, gradients, moving statistics; and they leave no trace in files."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from thumbnet_tf import backbones, downscaler
+from thumbnet_tf.fused import FusedBatchNormalization, SmallMapConv2D, fused, plain
+
+
+def models() -> dict[str, keras.Model]:
+    keras.utils.set_random_seed(1)
+    return {"network": backbones.build("resnet18", 32, 3, 0.0625), "downscaler": downscaler.build("learned", 32, 2, 4)}
+
+
+@pytest.mark.usefixtures("tiny_resnet")
+@pytest.mark.parametrize("name", ["network", "downscaler"])
+@pytest.mark.parametrize("batch", [2, 5])
+def test_a_training_pass_equals_that_of_keras(name, batch, photos):
+    ours, theirs = fused(models()[name]), models()[name]
+    images = tf.constant(photos(batch, 32), tf.float32)
+    found = []
+    for model in (ours, theirs):
+        with tf.GradientTape() as tape:
+            outputs = model(images, training=True)
+            outputs = outputs["stage2"] if isinstance(outputs, dict) else outputs
+            loss = tf.reduce_mean(tf.square(outputs))
+        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        found.append([outputs, *[g for g in gradients if g is not None], *[v.value for v in model.variables]])
+    kinds = {type(layer) for layer in ours.layers if isinstance(layer, keras.layers.BatchNormalization)}
+    assert kinds == {FusedBatchNormalization}
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(tf.reduce_max(tf.abs(b))) + 1e-7)
+    start = [v.numpy() for v in models()[name].non_trainable_variables]
+    assert max(np.abs(a - b).max() for a, b in zip(start, ours.non_trainable_variables, strict=True)) > 1e-3
+
+
+@pytest.mark.usefixtures("tiny_resnet")
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_the_copy_back_is_plain_and_equal(policy, photos):
+    keras.config.set_dtype_policy(policy)
+    model = models()["network"]
+    for variable in model.variables:
+        variable.assign(np.random.default_rng(0).uniform(0.5, 1.5, variable.shape))
+    images = tf.constant(photos(3, 32), tf.float32)
+    trained = fused(model)
+    trained(images, training=True)
+    back = plain(trained)
+    assert any(isinstance(layer, SmallMapConv2D) for layer in trained.layers)
+    assert {type(layer).__module__.split(".")[0] for layer in back.layers} == {"keras"}
+    assert [layer.name for layer in back.layers] == [layer.name for layer in model.layers]
+    np.testing.assert_array_equal(back(images, training=False)["logits"], trained(images, training=False)["logits"])
+    assert all(layer.dtype_policy.name == policy for layer in back.layers if "conv" in layer.name)
+
+
+SHAPES = [
+    # size of the map, side of the kernel, stride, padding
+    ((1, 1), 3, 1, "same"),
+    ((2, 2), 3, 1, "same"),
+    ((2, 2), 3, 2, "same"),
+    ((3, 1), 3, 2, "same"),
+    ((3, 4), 3, 2, "same"),
+    ((4, 4), (5, 2), 1, "same"),
+    ((5, 7), 3, 3, "same"),
+    ((7, 7), 7, 1, "valid"),
+    ((7, 7), 3, 2, "valid"),
+    ((8, 5), 2, 3, "valid"),
+    ((4, 4), 2, (1, 2), "same"),
+]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), SHAPES)
+def test_a_convolution_of_small_maps_equals_that_of_keras(size, kernel, stride, padding, use_bias, batch):
+    image = keras.Input((*size, 5))
+    layer = keras.layers.Conv2D(6, kernel, stride, padding=padding, use_bias=use_bias, activation="tanh", name="conv")
+    theirs = keras.Model(image, layer(image))
+    random = np.random.default_rng(0)
+    for variable in theirs.variables:
+        variable.assign(random.normal(0, 0.3, variable.shape))
+    ours = fused(theirs)
+    assert type(ours.get_layer("conv")) is SmallMapConv2D
+    maps = tf.constant(random.normal(size=(batch, *size, 5)), tf.float32)
+    upstream = tf.constant(random.normal(size=(batch, *theirs.output.shape[1:])), tf.float32)
+    found = []
+    for model in (ours, theirs):
+        with tf.GradientTape() as tape:
+            tape.watch(maps)
+            outputs = model(maps, training=True)
+            loss = tf.reduce_sum(outputs * upstream)
+        found.append([outputs, *tape.gradient(loss, [maps, *(v.value for v in model.trainable_variables)])])
+    for a, b in zip(*found, strict=True):
+        assert a.shape == b.shape and np.abs(b).max() > 0.01
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_other_convolutions_stay_those_of_keras():
+    image = keras.Input((16, 16, 4))
+    x = keras.layers.Conv2D(4, 3, name="large_map")(image)
+    x = keras.layers.Conv2D(4, 3, 4, padding="same", name="small_map")(x)
+    x = keras.layers.Conv2D(4, 1, name="one_by_one")(x)
+    x = keras.layers.Conv2D(4, 3, dilation_rate=2, padding="same", name="dilated")(x)
+    x = keras.layers.Conv2D(4, 3, groups=2, padding="same", name="grouped")(x)
+    model = fused(keras.Model(image, keras.layers.DepthwiseConv2D(1, name="depthwise")(x)))
+    assert [layer.name for layer in model.layers if isinstance(layer, SmallMapConv2D)] == ["small_map"]
