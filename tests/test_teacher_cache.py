@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import threading
+import time
 
 import keras
 import numpy as np
@@ -44,8 +45,12 @@ def random_teacher(cfg: Config, seed: int = 3) -> keras.Model:
     return teacher
 
 
+def open_caches(cfg, dataset, teacher, outputs=OUTPUTS):
+    return teacher_cache.open_caches(cfg, teacher, dataset.splits, dataset.fingerprint, outputs)
+
+
 def prepare(cfg, dataset, teacher, outputs=OUTPUTS):
-    caches = teacher_cache.open_caches(cfg, teacher, dataset.splits, dataset.fingerprint, outputs)
+    caches = open_caches(cfg, dataset, teacher, outputs)
     teacher_cache.prepare(cfg, teacher, caches)
     return caches
 
@@ -290,6 +295,42 @@ def _hold(folder, ready, release) -> None:
     with cache_files.lock(folder):
         ready.set()
         release.wait(60)
+
+
+def _grow(folder, ready) -> None:
+    with cache_files.lock(folder), cache_files.growing(folder, 2**21):
+        ready.set()
+        time.sleep(60)
+
+
+def test_another_cache_that_is_being_filled_is_not_waited_for_but_counted(cached, caplog):
+    cfg, dataset, teacher = cached
+    other = teacher_cache.folder_of(cfg) / "train-other"
+    other.mkdir(parents=True)
+    (other / "made").write_bytes(bytes(2**20))
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_grow, args=(other, ready))
+    process.start()
+    try:
+        assert ready.wait(60)
+        (other / "more").write_bytes(bytes(2**19))
+        there, promised = cache_files.held(teacher_cache.folder_of(cfg))
+        assert there + promised == 3 * 2**20 and 0 <= there - 3 * 2**19 < 10  # the promise itself takes some bytes
+        needed = sum(each.num_bytes(each.files()) for each in open_caches(cfg, dataset, teacher).values())
+        tight = dataclasses.replace(cfg, cache_limit_gb=(needed + 2**20) / 2**30)
+        with pytest.raises(UserError, match=r"already holds 3\.0 MiB"):
+            prepare(tight, dataset, teacher)
+        with caplog.at_level("INFO", "thumbnet_tf"):
+            caches = prepare(cfg, dataset, teacher)
+        assert not any(each.missing() for each in caches.values())
+        assert "another process is at work on" not in caplog.text
+        process.kill()
+        process.join(60)
+        assert cache_files.held(other.parent)[1] == 0  # what a killed process was about to write doesn't count
+    finally:
+        process.kill()
+        process.join(60)
 
 
 def test_a_second_process_waits_for_the_first(cached, caplog):

@@ -14,6 +14,7 @@ from thumbnet_tf.runs import saving
 
 _OPTIONS = "group_size:1,uncompressed"  # every record can be read alone; T's maps hardly compress
 _BLOCK_BYTES = 2**16  # an ArrayRecord file is a whole number of such blocks
+_ROOM = "room.partial"  # says how large its cache will be
 _RECORD_BYTES = 64  # what a record takes beside its content, at most
 
 _log = logging.getLogger(__name__)
@@ -69,13 +70,45 @@ def identity(path: pathlib.Path) -> list:
         return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
 
 
-def held(folder: pathlib.Path) -> int:
-    """Returns the bytes of all files below a folder, in which other processes may be at work."""
+def held(root: pathlib.Path) -> tuple[int, int]:
+    """Returns the bytes of the caches below a folder, and how many more other processes are about to write there."""
+    there = promised = 0
+    for folder in (path for path in root.iterdir() if path.is_dir()):
+        now = _size(folder)
+        there += now
+        with contextlib.suppress(FileNotFoundError, ValueError):  # nothing is promised, or it is being written
+            then = int((folder / _ROOM).read_text())
+            promised += max(0, then - now) if _is_locked(folder) else 0
+    return there, promised
+
+
+@contextlib.contextmanager
+def growing(folder: pathlib.Path, num_bytes: int) -> Iterator[None]:
+    """Lets `held` know that a cache is to grow, for as long as this process lives and has it locked."""
+    path = folder / _ROOM
+    try:
+        with saving(folder):
+            path.write_text(str(_size(folder) + num_bytes))
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _size(folder: pathlib.Path) -> int:
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
             total += path.stat().st_size if path.is_file() else 0
     return total
+
+
+def _is_locked(folder: pathlib.Path) -> bool:
+    with open(folder / "lock", "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @contextlib.contextmanager

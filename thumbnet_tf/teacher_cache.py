@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from thumbnet_tf.cache_files import file_size, held, identity, lock, size_text, writing
+from thumbnet_tf.cache_files import file_size, growing, held, identity, lock, size_text, writing
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline
 from thumbnet_tf.data.sources import Split
@@ -235,8 +235,10 @@ def prepare(cfg: Config, teacher: keras.Model, caches: Mapping[str, TeacherCache
         missing = {name: cache.missing() for name, cache in caches.items()}
         if not any(missing.values()):
             return
-        stack.enter_context(lock(folder_of(cfg)))  # what two processes add at a time might exceed the limit
-        check_room(cfg, {cache: missing[name] for name, cache in caches.items()})
+        with lock(folder_of(cfg)):  # what two processes add might exceed the limit together
+            check_room(cfg, {cache: missing[name] for name, cache in caches.items()})
+            for name, cache in caches.items():
+                stack.enter_context(growing(cache.folder, cache.num_bytes(missing[name])))
         for name, cache in caches.items():
             if missing[name]:
                 cache.fill(teacher, cfg, missing[name])
@@ -258,14 +260,15 @@ def check_room(cfg: Config, files: Mapping[TeacherCache, Sequence[tuple[str, int
         tempfile.TemporaryFile(dir=root).close()
     needed, whole = (sum(c.num_bytes(f) for c, f in each) for each in (files.items(), [(c, c.files()) for c in files]))
     _log.info("T's cache in %s: %s of %s are to be made", root, size_text(needed), size_text(whole))
-    there, free = held(root), shutil.disk_usage(root).free
-    if there + needed > cfg.cache_limit_gb * 2**30:
+    (there, promised), free = held(root), shutil.disk_usage(root).free
+    if there + promised + needed > cfg.cache_limit_gb * 2**30:
         raise UserError(
-            f"T's cache needs {size_text(needed)} more and {root} already holds {size_text(there)}; raise "
+            f"T's cache needs {size_text(needed)} more and {root} already holds {size_text(there + promised)}; raise "
             "--cache_limit_gb, delete caches there that no run needs, or begin a new --run_dir with fewer "
             "--cached_views or --teacher_cache=logits (a T that is trained already can be given as --teacher). "
             f"Received: --cache_limit_gb={cfg.cache_limit_gb:g}"
         )
+    free -= promised
     if needed > free:
         raise UserError(
             f"T's cache needs {size_text(needed)} and the disk has {size_text(free)} left; make room, or give another "
