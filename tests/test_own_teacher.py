@@ -31,10 +31,10 @@ from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.export import Options, export
 from thumbnet_tf.folding import fold
-from thumbnet_tf.fused import fused, plain
 from thumbnet_tf.optimizers import build_optimizer
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.train import train
+from thumbnet_tf.training_layers import for_training, plain
 
 
 @pytest.mark.parametrize("expects", ["0..255", "0..1", "-1..1"])
@@ -85,7 +85,7 @@ def test_student_keeps_weights_and_ships_flat(photos, own):
             np.testing.assert_array_equal(a, b)
     assert costs.macs(mine) > 3.2 * costs.macs(student)
     images = photos(2, SIZE).astype(np.float32)
-    for rewritten in (fold(mine), plain(fused(mine))):
+    for rewritten in (fold(mine), plain(for_training(mine))):
         np.testing.assert_allclose(rewritten(images)["logits"], mine(images)["logits"], rtol=1e-4, atol=1e-4)
     small = thumbnet.build_downscaler(cfg, "learned")
     shipped = thumbnet.build_shipped(cfg, "learned", small, student)

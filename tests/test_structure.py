@@ -28,7 +28,7 @@ LAYERS = (
         "stats",
     },
     {"graph", "jpeg"},
-    {"folding", "fused", "foreign"},
+    {"folding", "training_layers", "foreign"},
     {"backbones", "intake", "client_thumbnails", "frozen", "timing"},
     {"downscaler"},
     {"data.fine_detail", "data.store", "thumbnet", "tflite", "tflite_metadata", "twin"},

@@ -319,12 +319,14 @@ def test_another_cache_that_is_being_filled_is_not_waited_for_but_counted(cached
         assert there + promised == 3 * 2**20 and 0 <= there - 3 * 2**19 < 10  # the promise itself takes some bytes
         needed = sum(each.num_bytes(each.files()) for each in open_caches(cfg, dataset, teacher).values())
         tight = dataclasses.replace(cfg, cache_limit_gb=(needed + 2**20) / 2**30)
-        with pytest.raises(UserError, match=r"already holds 3\.0 MiB"):
+        with pytest.raises(UserError, match=r"already holds 1\.5 MiB, where other runs are to write 1\.5 MiB; raise"):
             prepare(tight, dataset, teacher)
+        assert cache_files.held(other.parent, [other]) == (there, 0)
         with caplog.at_level("INFO", "thumbnet_tf"):
             caches = prepare(cfg, dataset, teacher)
         assert not any(each.missing() for each in caches.values())
         assert "another process is at work on" not in caplog.text
+        assert [path.parent for path in other.parent.rglob("room.partial")] == [other]
         process.kill()
         process.join(60)
         assert cache_files.held(other.parent)[1] == 0  # what a killed process was about to write doesn't count

@@ -7,9 +7,9 @@ import keras
 from thumbnet_tf import backbones, stages, teachers, thumbnet
 from thumbnet_tf.config import Config
 from thumbnet_tf.folding import fold
-from thumbnet_tf.fused import fused
 from thumbnet_tf.stages import METHODS
 from thumbnet_tf.trainer import Trainer
+from thumbnet_tf.training_layers import for_training
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def build_trainer(
     tap = thumbnet.fm_tap(cfg, student if teacher is None else teacher)
     decoder = thumbnet.build_decoder(student, teacher, tap) if "fm" in weights else None
     if not synchronized:  # over several replicas, Keras' own layer adds their statistics up
-        student, small = fused(student), small and fused(small)
+        student, small = for_training(student), small and for_training(small)
     if teacher is not None:  # the same function, a tenth faster; T may have been trained in another precision
         teacher = fold(teacher, keep_precision=cfg.mixed_precision != "float32")
     return Trainer(

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -70,15 +70,20 @@ def identity(path: pathlib.Path) -> list:
         return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
 
 
-def held(root: pathlib.Path) -> tuple[int, int]:
-    """Returns the bytes of the caches below a folder, and how many more other processes are about to write there."""
+def held(root: pathlib.Path, own: Collection[pathlib.Path] = ()) -> tuple[int, int]:
+    """Returns the bytes of the caches below a folder, and how many more other processes are about to write there.
+
+    Args:
+        root: the folder of all caches.
+        own: caches whose growth the caller counts itself, whoever fills them.
+    """
     there = promised = 0
     for folder in (path for path in root.iterdir() if path.is_dir()):
         now = _size(folder)
         there += now
         with contextlib.suppress(FileNotFoundError, ValueError):  # nothing is promised, or it is being written
             then = int((folder / _ROOM).read_text())
-            promised += max(0, then - now) if _is_locked(folder) else 0
+            promised += max(0, then - now) if folder not in own and _is_locked(folder) else 0
     return there, promised
 
 
@@ -103,9 +108,9 @@ def _size(folder: pathlib.Path) -> int:
 
 
 def _is_locked(folder: pathlib.Path) -> bool:
-    with open(folder / "lock", "ab") as file:
+    with open(folder / "lock", "rb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False

@@ -17,7 +17,7 @@ def fold(model: keras.Model, *, keep_precision: bool = False) -> keras.Model:
 
     Args:
         model: flat functional model of any precision.
-        keep_precision: whether layers that compute in bfloat16 go on to, with their weights in bfloat16, too.
+        keep_precision: whether layers that compute in half precision go on to, with their weights in it, too.
 
     Returns:
         A model of the same function, with the same names, inputs and outputs, that shares nothing with `model`; it

@@ -4,6 +4,7 @@
     manifest.json                size and SHA-256 of every finished file
     logits/000-00000             the first examples in view 0: an ArrayRecord file with one record an example
     stage2/...
+    lock, room.partial           held by the process that fills it, and how large it will be then
 
 A view is a function of example and view number (`data/pipeline.py`), so it is made anew where it is needed and only T's
 answer to it is stored. Methods and seeds that have T, the data and the views in common share a cache: what they need is
@@ -260,19 +261,19 @@ def check_room(cfg: Config, files: Mapping[TeacherCache, Sequence[tuple[str, int
         tempfile.TemporaryFile(dir=root).close()
     needed, whole = (sum(c.num_bytes(f) for c, f in each) for each in (files.items(), [(c, c.files()) for c in files]))
     _log.info("T's cache in %s: %s of %s are to be made", root, size_text(needed), size_text(whole))
-    (there, promised), free = held(root), shutil.disk_usage(root).free
+    (there, promised), free = held(root, [cache.folder for cache in files]), shutil.disk_usage(root).free
+    others = f", where other runs are to write {size_text(promised)}" if promised else ""
     if there + promised + needed > cfg.cache_limit_gb * 2**30:
         raise UserError(
-            f"T's cache needs {size_text(needed)} more and {root} already holds {size_text(there + promised)}; raise "
+            f"T's cache needs {size_text(needed)} more and {root} already holds {size_text(there)}{others}; raise "
             "--cache_limit_gb, delete caches there that no run needs, or begin a new --run_dir with fewer "
             "--cached_views or --teacher_cache=logits (a T that is trained already can be given as --teacher). "
             f"Received: --cache_limit_gb={cfg.cache_limit_gb:g}"
         )
-    free -= promised
-    if needed > free:
+    if promised + needed > free:
         raise UserError(
-            f"T's cache needs {size_text(needed)} and the disk has {size_text(free)} left; make room, or give another "
-            f"--cache_dir. Received: {root}"
+            f"T's cache needs {size_text(needed)} and the disk has {size_text(free)} left{others}; make room, or give "
+            f"another --cache_dir. Received: {root}"
         )
 
 

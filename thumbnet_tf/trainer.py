@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from thumbnet_tf import jpeg, losses
 from thumbnet_tf.config import UserError
-from thumbnet_tf.fused import plain
+from thumbnet_tf.training_layers import plain
 
 
 class Trainer(keras.Model):

@@ -2,8 +2,8 @@
 
 * Batch normalisation by TensorFlow's fused kernel: Keras computes moments and the normalisation by separate operators,
   whose gradients go over every map again and again.
-* Convolutions of the small maps behind a thumbnail: oneDNN takes three times as long for the kernel's gradient as for
-  the output there, and convolves the padding around a single position, too.
+* Convolutions of the small maps behind a thumbnail: on a CPU, oneDNN is slow in the kernel's gradient there, and
+  convolves the padding around a single position, too.
 
 Models are trained with these layers and saved with Keras' own.
 """
@@ -16,7 +16,10 @@ from keras import layers
 
 from thumbnet_tf.graph import copied
 
-_SMALL = 4  # side of the largest map that `SmallMapConv2D` is for
+_SMALL = 4  # side of the largest map, and side of the largest kernel, that `SmallMapConv2D` is for
+
+# for each position along one axis of a kernel, the outputs that meet inputs there, and the inputs; None: only padding
+Positions = list[tuple[slice, slice] | None]
 
 
 class FusedBatchNormalization(layers.BatchNormalization):
@@ -45,19 +48,18 @@ class SmallMapConv2D(layers.Conv2D):
     """Keras' convolution for small maps: the kernel's gradient is a matrix product for each position in the kernel."""
 
     def convolution_op(self, inputs: tf.Tensor, kernel: keras.Variable) -> tf.Tensor:
+        if None in inputs.shape[1:3]:
+            return super().convolution_op(inputs, kernel)
         kernel = tf.convert_to_tensor(kernel)
         sizes = zip(inputs.shape[1:3], self.kernel_size, self.strides, strict=True)
-        rows, columns = (_met(*each, same=self.padding == "same") for each in sizes)
+        rows, columns = (_positions(*each, same=self.padding == "same") for each in sizes)
         if self.compute_output_shape(inputs.shape)[1:3] == (1, 1):
             return _product(inputs, kernel, rows, columns)
         return _convolution(inputs, kernel, rows, columns, self.strides, self.padding.upper())
 
 
-Met = list[tuple[slice, slice] | None]  # for each position in the kernel, outputs and the inputs they meet there
-
-
-def _met(size: int, kernel: int, stride: int, *, same: bool) -> Met:
-    """Returns for each position along one axis of a kernel the outputs that meet inputs there, and the inputs."""
+def _positions(size: int, kernel: int, stride: int, *, same: bool) -> Positions:
+    """Returns where along one axis, of `size` inputs, each position of a kernel meets them."""
     outputs = -(-size // stride) if same else (size - kernel) // stride + 1
     before = max((outputs - 1) * stride + kernel - size, 0) // 2 if same else 0  # padding, as TensorFlow splits it
     found = []
@@ -69,7 +71,7 @@ def _met(size: int, kernel: int, stride: int, *, same: bool) -> Met:
     return found
 
 
-def _product(inputs: tf.Tensor, kernel: tf.Tensor, rows: Met, columns: Met) -> tf.Tensor:
+def _product(inputs: tf.Tensor, kernel: tf.Tensor, rows: Positions, columns: Positions) -> tf.Tensor:
     """Convolves to a single position: one matrix product of what isn't padding."""
     (x_rows, k_rows), (x_columns, k_columns) = _span(rows), _span(columns)
     seen, kernel = inputs[:, x_rows, x_columns], kernel[k_rows, k_columns]
@@ -78,7 +80,7 @@ def _product(inputs: tf.Tensor, kernel: tf.Tensor, rows: Met, columns: Met) -> t
     return flat[:, None, None]
 
 
-def _span(positions: Met) -> tuple[slice, slice]:
+def _span(positions: Positions) -> tuple[slice, slice]:
     """Returns the inputs that one output meets, and where they meet the kernel."""
     used = [index for index, met in enumerate(positions) if met]
     start, stop = positions[used[0]][1].start, positions[used[-1]][1].stop
@@ -86,7 +88,7 @@ def _span(positions: Met) -> tuple[slice, slice]:
 
 
 def _convolution(
-    inputs: tf.Tensor, kernel: tf.Tensor, rows: Met, columns: Met, strides: tuple[int, int], padding: str
+    inputs: tf.Tensor, kernel: tf.Tensor, rows: Positions, columns: Positions, strides: tuple[int, int], padding: str
 ) -> tf.Tensor:
     @tf.custom_gradient
     def convolve(x: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, Callable]:
@@ -115,9 +117,12 @@ def _convolution(
     return convolve(inputs, kernel)
 
 
-def fused(model: keras.Model) -> keras.Model:
+def for_training(model: keras.Model) -> keras.Model:
     """Returns a copy of a flat model, with its weights, of the layers above wherever they can stand in for Keras'."""
-    return _with(model, {layers.BatchNormalization: FusedBatchNormalization, layers.Conv2D: SmallMapConv2D})
+    kinds = {layers.BatchNormalization: FusedBatchNormalization}
+    if not tf.config.list_physical_devices("GPU"):
+        kinds[layers.Conv2D] = SmallMapConv2D
+    return _with(model, kinds)
 
 
 def plain(model: keras.Model) -> keras.Model:
@@ -142,5 +147,5 @@ def _fits(layer: layers.BatchNormalization | layers.Conv2D) -> bool:
     if isinstance(layer, layers.BatchNormalization):
         return layer.scale and layer.center and layer.axis in (-1, 3)
     usual = layer.data_format == "channels_last" and layer.groups == 1 and tuple(layer.dilation_rate) == (1, 1)
-    side = max(layer.output.shape[1:3])
-    return usual and max(layer.kernel_size) > 1 and side <= _SMALL
+    sides = (*layer.output.shape[1:3], *layer.kernel_size)
+    return usual and None not in sides and max(sides) <= _SMALL and max(layer.kernel_size) > 1
