@@ -29,6 +29,7 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
         (page, "published", published.markdown),
         (page, "flowers_quick_wire", deployment.wire_markdown),
         (page, "flowers_choices", choices.markdown),
+        (page, "flowers_32_choices", choices.markdown),
         (page, "own_teacher_choices", choices.markdown),
         (page, "hard_choices", choices.markdown),
         (page, "flowers_views", views.markdown),
