@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from run_helpers import disc_files, tiny_run, train_tiny  # noqa: F401 - fixtures for all
+from cache_helpers import cached  # noqa: F401 - fixtures for all
+from run_helpers import disc_files, tiny_run, train_tiny  # noqa: F401
 from serving_fixtures import ask, exported, grpc_address, kserve_address  # noqa: F401
 from teacher_helpers import own, tinted  # noqa: F401
 from train_helpers import config, folder  # noqa: F401

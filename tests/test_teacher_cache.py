@@ -2,62 +2,23 @@
 
 import dataclasses
 import json
-import multiprocessing
 import resource
 import shutil
 import signal
-import threading
-import time
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cache_helpers import OUTPUTS, files_of, prepare, random_teacher
 from train_helpers import assert_same, interrupt_at, rows, state_of
 
-from thumbnet_tf import cache_files, loop, teacher_cache, thumbnet
+from thumbnet_tf import loop, teacher_cache
 from thumbnet_tf.assembly import build_trainer
-from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.config import UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.optimizers import build_optimizer
-from thumbnet_tf.runs import RunDir
 from thumbnet_tf.train import train
-
-OUTPUTS = ("logits", "stage1")
-
-
-@pytest.fixture
-def cached(config, monkeypatch):
-    """Returns a configuration, its data and a T with random statistics; files hold 8 examples."""
-    monkeypatch.setattr(teacher_cache, "BLOCK", 8)
-    cfg = config(teacher_cache="all", cached_views=2, augment="crop_flip").resolved()
-    dataset = sources.load(cfg, ("train", "validation"))
-    return cfg, dataset, random_teacher(cfg)
-
-
-def random_teacher(cfg: Config, seed: int = 3) -> keras.Model:
-    keras.utils.set_random_seed(seed)
-    teacher = thumbnet.build_teacher(cfg, 3)
-    rng = np.random.default_rng(seed)
-    for layer in teacher.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
-    return teacher
-
-
-def open_caches(cfg, dataset, teacher, outputs=OUTPUTS):
-    return teacher_cache.open_caches(cfg, teacher, dataset.splits, dataset.fingerprint, outputs)
-
-
-def prepare(cfg, dataset, teacher, outputs=OUTPUTS):
-    caches = open_caches(cfg, dataset, teacher, outputs)
-    teacher_cache.prepare(cfg, teacher, caches)
-    return caches
-
-
-def files_of(caches) -> dict:
-    folders = [cache.folder for cache in caches.values()]
-    return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("0*")}
 
 
 @pytest.mark.parametrize("changes", [{}, {"memory_limit_gb": 0.0}, {"mixup_alpha": 1.0}])
@@ -219,38 +180,6 @@ def test_a_full_disk_while_caching_leaves_what_was_finished(cached, tmp_path):
     assert {p.name: p.read_bytes() for p in files_of(prepare(cfg, dataset, teacher))} == whole
 
 
-def test_a_file_takes_no_more_than_was_told_and_little_less(tmp_path):
-    for records, content in ((1, 20), (1000, 20), (4096, 400), (100, 32768)):
-        path = tmp_path / f"{records}-{content}"
-        with cache_files.writing(path) as write:
-            for _ in range(records):
-                write(bytes(content))
-        told = cache_files.file_size(records, content)
-        assert told - 131072 <= path.stat().st_size <= told, (records, content)
-    # 4096 records of 400 bytes and 64 beside each: 29 blocks of 65536; two for the index
-    assert cache_files.file_size(4096, 400) == 31 * 65536
-
-
-def test_the_limit_is_obeyed_before_anything_is_written(cached):
-    cfg, dataset, teacher = cached
-    needed = 18 * cache_files.file_size(8, 512)  # of 2 views x 4 blocks and 1 of validation, logits and maps
-    tight = dataclasses.replace(cfg, cache_limit_gb=(needed - 1) / 2**30)
-    with pytest.raises(UserError, match=r"T's cache needs 3\.4 MiB more .* raise --cache_limit_gb, delete caches"):
-        prepare(tight, dataset, teacher)
-    assert [p.name for p in teacher_cache.folder_of(cfg).rglob("*") if p.is_file()] == ["lock"] * 3
-    caches = prepare(dataclasses.replace(cfg, cache_limit_gb=(needed + 100) / 2**30), dataset, teacher)
-    assert sum(path.stat().st_size for path in files_of(caches)) <= needed
-
-
-def test_room_is_checked_before_the_teacher_is_trained(config, monkeypatch):
-    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained"))
-    cfg = config(teacher_cache="all", cache_limit_gb=0.001)
-    with pytest.raises(UserError, match="Received: --cache_limit_gb=0.001"):
-        train(cfg)
-    run = RunDir(cfg.run_dir)
-    assert not (run.path / "data.json").exists()  # so that another start may correct any flag
-
-
 def test_a_large_split_has_few_files(cached, monkeypatch):
     cfg, dataset, teacher = cached
     monkeypatch.setattr(teacher_cache, "BLOCK", 1)
@@ -272,13 +201,6 @@ def test_one_pass_over_the_images_makes_all_files_of_a_view(cached, monkeypatch)
     assert starts[3:] == [(1, 16)]
 
 
-def test_a_disk_with_too_little_room_is_told_before(cached, monkeypatch):
-    cfg, dataset, teacher = cached
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
-    with pytest.raises(UserError, match="and the disk has 0.0 MiB left; make room, or give another --cache_dir"):
-        prepare(cfg, dataset, teacher)
-
-
 @pytest.mark.slow
 def test_interrupted_and_resumed_from_the_cache_is_bit_equal(config, monkeypatch):
     options = {"teacher_cache": "all", "cached_views": 2, "augment": "crop_flip", "epochs": 3}
@@ -289,68 +211,3 @@ def test_interrupted_and_resumed_from_the_cache_is_bit_equal(config, monkeypatch
             with pytest.raises(loop.Interrupted):
                 train(config(**options))
     assert_same(whole, state_of(train(config(**options))))
-
-
-def _hold(folder, ready, release) -> None:
-    with cache_files.lock(folder):
-        ready.set()
-        release.wait(60)
-
-
-def _grow(folder, ready) -> None:
-    with cache_files.lock(folder), cache_files.growing(folder, 2**21):
-        ready.set()
-        time.sleep(60)
-
-
-def test_another_cache_that_is_being_filled_is_not_waited_for_but_counted(cached, caplog):
-    cfg, dataset, teacher = cached
-    other = teacher_cache.folder_of(cfg) / "train-other"
-    other.mkdir(parents=True)
-    (other / "made").write_bytes(bytes(2**20))
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=_grow, args=(other, ready))
-    process.start()
-    try:
-        assert ready.wait(60)
-        (other / "more").write_bytes(bytes(2**19))
-        there, promised = cache_files.held(teacher_cache.folder_of(cfg))
-        assert there + promised == 3 * 2**20 and 0 <= there - 3 * 2**19 < 10  # the promise itself takes some bytes
-        needed = sum(each.num_bytes(each.files()) for each in open_caches(cfg, dataset, teacher).values())
-        tight = dataclasses.replace(cfg, cache_limit_gb=(needed + 2**20) / 2**30)
-        with pytest.raises(UserError, match=r"already holds 1\.5 MiB, where other runs are to write 1\.5 MiB; raise"):
-            prepare(tight, dataset, teacher)
-        assert cache_files.held(other.parent, [other]) == (there, 0)
-        with caplog.at_level("INFO", "thumbnet_tf"):
-            caches = prepare(cfg, dataset, teacher)
-        assert not any(each.missing() for each in caches.values())
-        assert "another process is at work on" not in caplog.text
-        assert [path.parent for path in other.parent.rglob("room.partial")] == [other]
-        process.kill()
-        process.join(60)
-        assert cache_files.held(other.parent)[1] == 0  # what a killed process was about to write doesn't count
-    finally:
-        process.kill()
-        process.join(60)
-
-
-def test_a_second_process_waits_for_the_first(cached, caplog):
-    cfg, dataset, teacher = cached
-    caches = prepare(cfg, dataset, teacher)
-    context = multiprocessing.get_context("spawn")
-    ready, release = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(caches["train"].folder, ready, release))
-    process.start()
-    try:
-        assert ready.wait(60)
-        timer = threading.Timer(0.5, release.set)
-        timer.start()
-        with caplog.at_level("INFO", "thumbnet_tf"):
-            prepare(cfg, dataset, teacher)
-        assert release.is_set()
-        assert "another process is at work on" in caplog.text
-    finally:
-        release.set()
-        process.join(60)
-    assert RunDir(cfg.run_dir).path.exists() is False
