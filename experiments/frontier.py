@@ -43,7 +43,8 @@ def row_bytes(row: str) -> int:
         width = cfg.width if method == ORIGINAL else cfg.slim_width
         return activation_bytes(backbones.build(cfg.backbone, cfg.image_size, 2, width))
     small = thumbnet.build_downscaler(cfg, METHODS[method].downscaler)
-    return max(map(activation_bytes, (small, backbones.build(cfg.backbone, cfg.thumbnail_size, 2, cfg.width))))
+    student, _ = thumbnet.build_student(cfg, thumbnet.build_teacher(cfg, 2))
+    return max(map(activation_bytes, (small, student)))
 
 
 def figure(name: str, rows: Sequence[Mapping[str, str]], memory: Mapping[str, int]) -> Figure:

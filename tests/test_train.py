@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from train_helpers import CLASSES, assert_same, interrupt_at, rows, state_of
 
-from thumbnet_tf import evaluate, loop
+from thumbnet_tf import evaluate, loop, teachers
 from thumbnet_tf.config import UserError
 from thumbnet_tf.distribution import start
 from thumbnet_tf.train import train
@@ -237,6 +237,19 @@ def test_top_k_counts_ties_once():
     labels = np.array([1, 2, 0])
     assert evaluate.top_k(logits, labels, 1) == pytest.approx(1 / 3)
     assert evaluate.top_k(logits, labels, 2) == 1.0
+
+
+@pytest.mark.slow
+def test_a_student_of_another_width_and_stem(config):
+    run = train(config(methods=("thumbnet",), epochs=1, student_width=0.03125, student_stem_stride=2))
+    small, student = evaluate.load_parts(run, "thumbnet")
+    assert small is not None
+    assert student.get_layer("stem_conv").kernel.shape == (3, 3, 3, 2)
+    assert student.output["stage1"].shape[1] == student.input.shape[1] // 2
+    by = {row["method"]: row for row in rows(run.path / "results.csv")}
+    assert int(by["thumbnet"]["params"]) < int(by["original"]["params"])
+    assert teachers.network_name(run, run.config()) == "resnet18, width 0.0625 (S: width 0.03125, stem of stride 2)"
+    assert "layers of S start anew, for their shapes aren't T's: stem_conv, " in (run.path / "log.txt").read_text()
 
 
 @pytest.mark.slow

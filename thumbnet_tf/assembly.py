@@ -39,7 +39,8 @@ def build_trainer(
     if row.from_teacher:
         student, anew = thumbnet.build_student(cfg, teacher, synchronized=synchronized)
         if anew:
-            _log.info("%s: layers whose shape depends on the input's size start anew: %s", method, ", ".join(anew))
+            some = ", ".join(anew[:3]) + (", ..." if len(anew) > 3 else "")
+            _log.info("%s: %d layers of S start anew, for their shapes aren't T's: %s", method, len(anew), some)
     elif teacher is None:
         student = thumbnet.build_teacher(cfg, num_classes, synchronized=synchronized, initial=True)
     else:

@@ -13,14 +13,24 @@ from keras import layers
 from thumbnet_tf.config import UserError
 
 BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
+STEM_STRIDE = 4  # of a ResNet as published: its convolution and its pooling
 
 # name -> (blocks of each stage, bottleneck)
 RESNETS = {"resnet18": ((2, 2, 2, 2), False), "resnet34": ((3, 4, 6, 3), False), "resnet50": ((3, 4, 6, 3), True)}
 # name -> channels of the convolutions of each stage; a stage ends with 2 x 2 pooling
 VGGS = {"vgg11": ((64,), (128,), (256, 256), (512, 512), (512, 512))}
+NAMES = (*RESNETS, *VGGS)
 
 
-def build(name: str, size: int, num_classes: int, width: float = 1.0, *, synchronized: bool = False) -> keras.Model:
+def build(
+    name: str,
+    size: int,
+    num_classes: int,
+    width: float = 1.0,
+    *,
+    stem_stride: int = STEM_STRIDE,
+    synchronized: bool = False,
+) -> keras.Model:
     """Builds a backbone with random weights.
 
     Args:
@@ -28,40 +38,30 @@ def build(name: str, size: int, num_classes: int, width: float = 1.0, *, synchro
         size: side of the square input in pixels.
         num_classes: C.
         width: multiplier of all channel counts.
+        stem_stride: how many times smaller than the image's the sides of a ResNet's first stage are: 4 = as published;
+            2 = the first convolution is 3 x 3 of stride 1; 1 = that one, and no pooling behind it.
         synchronized: whether batch statistics are taken over all replicas.
 
     Returns:
         A model from images `(B, size, size, 3)` in [0, 255] to `{"stage1": (B, h, w, c), ..., "logits": (B, C)}`.
 
     Raises:
-        UserError: on an unknown name or an input too small for the network.
+        UserError: on an unknown name, an input too small for the network, or a stem that it doesn't have.
     """
     image = keras.Input((size, size, 3), name="image")
-    return keras.Model(image, connect(name, image, num_classes, width, synchronized=synchronized), name=name)
-
-
-def connect(
-    name: str, image: keras.KerasTensor, num_classes: int, width: float = 1.0, *, synchronized: bool = False
-) -> dict[str, keras.KerasTensor]:
-    """Lays a backbone's layers upon a tensor, an input or another model's output, so that the graph stays flat.
-
-    Args:
-        name, num_classes, width, synchronized: as in `build`.
-        image: `(B, size, size, 3)` in [0, 255].
-
-    Returns:
-        The taps and the logits by name, as in `build`.
-    """
     net = _Layers(width, synchronized)
     # float32 even under mixed precision: bfloat16 can't tell neighbouring pixel values apart once they are scaled
     x = layers.Rescaling(1 / 128, offset=-1.0, dtype="float32", name="rescaling")(image)
     if name in RESNETS:
-        taps, x = _resnet(net, x, *RESNETS[name])
+        taps, x = _resnet(net, x, *RESNETS[name], stem_stride)
     elif name in VGGS:
+        if stem_stride != STEM_STRIDE:
+            raise UserError(f"{name} has no strided stem: --student_stem_stride must be 4. Received: {stem_stride}")
         taps, x = _vgg(net, x, VGGS[name])
     else:
-        raise UserError(f"--backbone must be one of {', '.join([*RESNETS, *VGGS])}. Received: {name!r}")
-    return taps | {"logits": layers.Dense(num_classes, dtype="float32", name="logits")(x)}
+        raise UserError(f"--backbone must be one of {', '.join(NAMES)}. Received: {name!r}")
+    logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
+    return keras.Model(image, taps | {"logits": logits}, name=name)
 
 
 class _Layers:
@@ -93,10 +93,12 @@ class _Layers:
 
 
 def _resnet(
-    net: _Layers, x: keras.KerasTensor, blocks: tuple[int, ...], bottleneck: bool
+    net: _Layers, x: keras.KerasTensor, blocks: tuple[int, ...], bottleneck: bool, stem_stride: int
 ) -> tuple[dict, keras.KerasTensor]:
-    x = net.conv_bn(x, net.channels(64), 7, "stem", stride=2)
-    x = layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
+    kernel, stride = (7, 2) if stem_stride == STEM_STRIDE else (3, 1)
+    x = net.conv_bn(x, net.channels(64), kernel, "stem", stride=stride)
+    if stem_stride > 1:
+        x = layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
     taps = {}
     for stage, count in enumerate(blocks, 1):
         filters = net.channels(64 * 2 ** (stage - 1))

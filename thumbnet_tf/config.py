@@ -112,6 +112,18 @@ class Config:
     slim_width: float = option(
         0.125, "--width of the network that the method slim trains on full images", minimum=0.03125, maximum=4.0
     )
+    student_width: float = option(
+        0.0,
+        "--width of S; 0 = T's. Layers of other shapes than T's start from random weights: with another width, all",
+        minimum=0.0,
+        maximum=4.0,
+    )
+    student_stem_stride: int = option(
+        4,
+        "how many times smaller than the thumbnail's the sides of S's first maps are: 4 = as in T; 2 = S's first "
+        "convolution is 3 x 3 of stride 1; 1 = that one, and no pooling behind it (ResNets; each step makes S 4 times "
+        "dearer, which half of --student_width makes up for)",
+    )
     downscaler_width: int = option(16, "channels inside the learned downscaler E", minimum=1, maximum=256)
     downscaler_residual: float = option(
         0.3, "how strongly E departs from area downscaling before training; 0 = not at all", minimum=0.0, maximum=2.0
@@ -217,6 +229,8 @@ class Config:
                 f"--teacher_input goes with a --teacher of your own only. Received: {self.teacher_input!r} with "
                 f"--teacher={self.teacher}"
             )
+        if self.student_stem_stride not in (1, 2, 4):
+            raise FlagError(f"--student_stem_stride must be 1, 2 or 4. Received: {self.student_stem_stride}")
         if not set(self.ratios) <= {"2", "4"} or len(set(self.ratios)) != len(self.ratios):
             raise FlagError(f"--ratios takes a list of 2 and 4. Received: {','.join(self.ratios)}")
         for ratio in map(int, self.ratios or (self.ratio,)):
@@ -239,6 +253,11 @@ class Config:
     def thumbnail_size(self) -> int:
         """Side of the thumbnail in pixels."""
         return self.image_size // self.ratio
+
+    @property
+    def varies_student(self) -> bool:
+        """Whether S is another network than T."""
+        return self.student_width != 0 or self.student_stem_stride != 4
 
     @property
     def trains_teacher(self) -> bool:

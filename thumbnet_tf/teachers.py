@@ -105,6 +105,8 @@ def facts(cfg: Config, run: RunDir) -> dict[str, str]:
 def network_name(run: RunDir, cfg: Config) -> str:
     """Returns what T and S are, as words; of a T that is none of our backbones with the map that FM uses."""
     own = f"{cfg.backbone}, width {cfg.width:g}"
+    if cfg.varies_student:
+        own += f" (S: width {cfg.student_width or cfg.width:g}, stem of stride {cfg.student_stem_stride})"
     if cfg.teacher == "train":
         return own
     teacher = run.load_model(ORIGINAL, "teacher")

@@ -38,14 +38,31 @@ def build_teacher(cfg: Config, num_classes: int, *, synchronized: bool = False, 
 
 
 def build_student(cfg: Config, teacher: keras.Model, *, synchronized: bool = False) -> tuple[keras.Model, list[str]]:
-    """Builds S: T's own graph on the thumbnail, started from T's weights.
+    """Builds S: T's own graph on the thumbnail, started from T's weights, or a variant of T that the options ask for.
 
     Returns:
-        S, and the names of the layers that start anew because their shape depends on the input's size.
+        S, and the names of the layers that start anew: their shape depends on the input's size, or isn't T's.
+
+    Raises:
+        UserError: when the thumbnail is too small for T, or T has no variants.
     """
-    thumbnail = keras.Input((cfg.thumbnail_size, cfg.thumbnail_size, 3), name="image")
-    outputs = graph.lay(teacher, thumbnail, synchronized=synchronized)
-    student = keras.Model(thumbnail, outputs, name=teacher.name)
+    if cfg.varies_student:
+        if teacher.name not in backbones.NAMES:
+            raise FlagError(
+                "--student_width and --student_stem_stride go with a T of --backbone only; leave them out, and S is "
+                f"T's own network. Received: {cfg.student_width} and {cfg.student_stem_stride} with a T of your own"
+            )
+        student = backbones.build(
+            teacher.name,
+            cfg.thumbnail_size,
+            teacher.output["logits"].shape[-1],
+            cfg.student_width or cfg.width,
+            stem_stride=cfg.student_stem_stride,
+            synchronized=synchronized,
+        )
+    else:
+        thumbnail = keras.Input((cfg.thumbnail_size, cfg.thumbnail_size, 3), name="image")
+        student = keras.Model(thumbnail, graph.lay(teacher, thumbnail, synchronized=synchronized), name=teacher.name)
     return student, copy_weights(teacher, student)
 
 
