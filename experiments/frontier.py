@@ -25,7 +25,8 @@ from thumbnet_tf.runs import write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 SIZES = ("32", "64")
-SHOWN = (ORIGINAL, "bicubic", "bicubic_kd", "thumbnet", "slim")
+SHOWN = (ORIGINAL, "bicubic", "bicubic_kd", "thumbnet", "narrow_thumbnet", "slim")  # rows of a set
+COLOURS = {name: colour for name, (colour, _) in STYLES.items()} | {"narrow_thumbnet": "tab:purple"}
 
 
 def activation_bytes(model: keras.Model) -> int:
@@ -38,7 +39,8 @@ def activation_bytes(model: keras.Model) -> int:
 
 def row_bytes(row: str) -> int:
     """Returns the activations' memory of what a row trains, its downscaler included."""
-    cfg, method = run.config_of(row), run.name_in_set(row)
+    cfg = run.config_of(row)
+    method = (cfg.methods or (ORIGINAL,))[0]
     if METHODS[method].downscaler == "none":
         width = cfg.width if method == ORIGINAL else cfg.slim_width
         return activation_bytes(backbones.build(cfg.backbone, cfg.image_size, 2, width))
@@ -48,7 +50,7 @@ def row_bytes(row: str) -> int:
 
 
 def figure(name: str, rows: Sequence[Mapping[str, str]], memory: Mapping[str, int]) -> Figure:
-    """Draws the test rows, a line for each method through its sizes.
+    """Draws the test rows, a line for each kind of row through its sizes.
 
     Args:
         name: of the data, for the title.
@@ -57,10 +59,10 @@ def figure(name: str, rows: Sequence[Mapping[str, str]], memory: Mapping[str, in
     """
     drawing = Figure(figsize=(8, 5.5), dpi=120, layout="constrained")
     axes = drawing.subplots()
-    for method in SHOWN:
+    for kind in SHOWN:
         points = []
-        of_method = [row for row in memory if run.name_in_set(row) == method]
-        for row in of_method:
+        of_kind = [row for row in memory if run.name_in_set(row) == kind]
+        for row in of_kind:
             found = [each for each in rows if each["row"] == row and each["split"] == "test"]
             tops = [100 * float(each["top1"]) for each in found]
             macs = (int(found[0]["macs"]) + int(found[0]["macs_downscaler"])) / 1e6
@@ -69,8 +71,8 @@ def figure(name: str, rows: Sequence[Mapping[str, str]], memory: Mapping[str, in
         if not points:
             continue
         x, y, error, size = zip(*sorted(points), strict=True)
-        colour = STYLES[method][0]
-        axes.errorbar(x, y, error, color=colour, capsize=3, label=f"{method}: {about(of_method[0])}")
+        colour = COLOURS[kind]
+        axes.errorbar(x, y, error, color=colour, capsize=3, label=f"{kind}: {about(of_kind[0])}")
         axes.scatter(x, y, [each / 1000 for each in size], color=colour, alpha=0.3, linewidths=0)
         for place in points:
             axes.annotate(f"{place[1]:.1f}", place[:2], (5, 5), textcoords="offset points", color=colour, fontsize=8)

@@ -252,6 +252,7 @@ def test_bubbles_are_the_largest_layers_input_and_output():
     assert frontier.row_bytes("flowers_32_bicubic") == (128 * 128 + 32 * 32) * 3 * 4
     # E rescales the image: as many out as in
     assert frontier.row_bytes("flowers_32_thumbnet") == 2 * 128 * 128 * 3 * 4
+    assert frontier.row_bytes("flowers_32_narrow_thumbnet") == 2 * 128 * 128 * 3 * 4
 
 
 def test_frontier_shows_means_over_multiply_adds_with_e():
