@@ -34,6 +34,7 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
         (page, "hard_choices", choices.markdown),
         (page, "flowers_views", views.markdown),
         (page, "tflite_latency", tflite_latency.markdown),
+        (page, "flowers_32_latency", tflite_latency.markdown),
         *((page, f"benchmark_{what}", report[-1]) for what, report in speed.REPORTS.items()),
     ):
         if rows := read_rows(RESULTS / f"{name}.csv"):

@@ -9,6 +9,7 @@ table in experiments/README.md.
 import pathlib
 import sys
 import tempfile
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -23,39 +24,58 @@ COLUMNS = ("model", "variant", "bytes", "latency_ms_p10", "latency_ms_p50", "lat
 MODELS = (("teacher", "float32"), ("thumbnet", "float32"), ("thumbnet", "int8"), ("classifier", "int8"))
 
 
-def main() -> int:
-    """Builds, converts, measures and prints."""
-    cfg = Config(image_size=224, ratio=4, backbone="resnet18", width=1.0)
-    keras.utils.set_random_seed(0)
-    teacher = thumbnet.build_teacher(cfg, 1000)
-    for layer in teacher.layers:
+def show_all(model: keras.Model) -> keras.Model:
+    """Returns a model whose residual branches don't start at 0, for a converter drops what a 0 hides."""
+    for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.gamma.assign(keras.ops.ones_like(layer.gamma))  # a converter drops what a 0 hides
-    student, _ = thumbnet.build_student(cfg, teacher)
-    small = thumbnet.build_downscaler(cfg, "learned")
-    models = thumbnet.deployed(thumbnet.build_shipped(cfg, "learned", small, student), teacher)
-    of = {"teacher": models.teacher, "thumbnet": models.shipped, "classifier": models.student}
+            layer.gamma.assign(keras.ops.ones_like(layer.gamma))
+    return model
+
+
+def measured(cases: Sequence[tuple[str, str, str, keras.Model]]) -> list[dict]:
+    """Converts models and measures calls of one image on one thread, all in turns in one process.
+
+    Args:
+        cases: a name for the row, what the model is (see `parity.Subject`), its variant, and the model; first comes
+            what the others are compared with. All that take images, or thumbnails, take one size of them.
+
+    Returns:
+        Rows of `COLUMNS`.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        subjects = []
-        for model, variant in MODELS:
-            size = of[model].input.shape[1]
-            path = folder / f"{model}_{variant}.tflite"
-            path.write_bytes(tflite.convert(of[model], model, variant, calibration=warmup.image(size)[None]))
-            subjects.append(parity.Subject(model, variant, path))
-        for inputs, size in (("images", cfg.image_size), ("thumbnails", cfg.thumbnail_size)):
-            np.save(folder / f"{inputs}.npy", np.stack([warmup.image(size)] * IMAGES))
+        subjects, sizes = [], {}
+        for index, (_, artifact, variant, model) in enumerate(cases):
+            path = folder / f"{index}.tflite"
+            size = model.input.shape[1]
+            path.write_bytes(tflite.convert(model, artifact, variant, calibration=warmup.image(size)[None]))
+            subjects.append(parity.Subject(artifact, variant, path))
+            sizes[subjects[-1].input] = size
+        for file, size in sizes.items():
+            np.save(folder / file, np.stack([warmup.image(size)] * IMAGES))
         times = [times for _, times in parity.run(folder, "tflite", subjects, 1, IMAGES)]
-        rows = [
+        return [
             {
-                "model": subject.artifact,
+                "model": case[0],
                 "variant": subject.variant,
                 "bytes": subject.num_bytes,
                 **{f"latency_ms_p{p}": f"{np.percentile(values, p):.3f}" for p in (10, 50, 95)},
                 "teacher_over_it_p50": f"{np.median(times[0]) / np.median(values):.2f}",
             }
-            for subject, values in zip(subjects, times, strict=True)
+            for case, subject, values in zip(cases, subjects, times, strict=True)
         ]
+
+
+def main() -> int:
+    """Builds, converts, measures and prints."""
+    cfg = Config(image_size=224, ratio=4, backbone="resnet18", width=1.0)
+    keras.utils.set_random_seed(0)
+    teacher = show_all(thumbnet.build_teacher(cfg, 1000))
+    student, _ = thumbnet.build_student(cfg, teacher)
+    small = thumbnet.build_downscaler(cfg, "learned")
+    models = thumbnet.deployed(thumbnet.build_shipped(cfg, "learned", small, student), teacher)
+    of = {"teacher": models.teacher, "thumbnet": models.shipped, "classifier": models.student}
+    rows = measured([(model, model, variant, of[model]) for model, variant in MODELS])
     write_rows(RESULTS / "tflite_latency.csv", COLUMNS, rows)
     table = markdown(rows)
     replace_table(ROOT / "experiments" / "README.md", "tflite_latency", table)
