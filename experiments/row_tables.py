@@ -9,12 +9,14 @@ from experiments.summary import RESULTS, cost, recovered, spread
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.stages import METHODS, ORIGINAL, loss_weights
 
+NARROW = "narrow_"  # rows with the narrower S begin like this in their set
+
 
 def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
     """Returns a set's table of the test split: mean and standard deviation over the seeds of each row.
 
-    The recovered share is (row - bicubic) / (original - bicubic), of the mean accuracies over the row's own seeds; it
-    is left out where bicubic or T isn't measured for all of them.
+    The recovered share is (row - bicubic) / (original - bicubic), of the mean accuracies over the row's own seeds, and
+    with bicubic thumbnails for the row's kind of S; it is left out where bicubic or T isn't measured for all of them.
 
     Args:
         of_set: its name.
@@ -34,7 +36,8 @@ def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
     for name, found in by_row.items():
         agreement = "-" if name.startswith(ALONE) else spread(found, "teacher_agreement")
         seeds = {row["seed"] for row in found}
-        base, top = mean(f"{of_set}_bicubic", seeds), mean(teacher_row(f"{of_set}_{ORIGINAL}"), seeds)
+        kind = NARROW if name_in_set(name).startswith(NARROW) else ""
+        base, top = mean(f"{of_set}_{kind}bicubic", seeds), mean(teacher_row(f"{of_set}_{ORIGINAL}"), seeds)
         share = recovered(statistics.mean(float(row["top1"]) for row in found), base, top)
         lines.append(
             f"| `{name_in_set(name)}` | {about(name)} | {spread(found, 'top1')} | {agreement} "

@@ -194,6 +194,7 @@ def test_table_computes_mean_spread_and_recovered_share(monkeypatch):
     monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
     common = {"split": "test", "teacher_agreement": "0.5", "macs": "9900000", "params": "2800000"}
     tops = {"original": [0.9, 1.0], "bicubic": [0.7, 0.7], "thumbnet": [0.8, 0.9], "area": [0.8], "no_fm": [0, 0, 0]}
+    tops |= {"narrow_bicubic": [0.75, 0.75], "narrow_thumbnet": [0.8, 0.9], "narrow_bicubic_kd": [0.75, 0.7, 0.8]}
     rows = [
         common | {"row": f"flowers_32_{name}", "seed": str(seed), "top1": str(top), "macs_downscaler": macs}
         for name, found in tops.items()
@@ -212,6 +213,9 @@ def test_table_computes_mean_spread_and_recovered_share(monkeypatch):
     )
     # of its one seed: (0.8 - 0.7) / (0.9 - 0.7) = 0.5; bicubic has no third seed
     assert lines["area"].startswith("| `area` | area thumbnails, CL | 80.0 | 50.0 | 0.50 | 9.9 | 2.80 | 1 |")
+    # against bicubic thumbnails with the narrower S: (0.85 - 0.75) / (0.95 - 0.75) = 0.5
+    assert "| 85.0 ± 7.1 | 50.0 ± 0.0 | 0.50 |" in lines["narrow_thumbnet"]
+    assert "| 50.0 ± 0.0 | - |" in lines["narrow_bicubic_kd"]
     assert lines["no_fm"].startswith("| `no_fm` | thumbnet without FM, KD + MM | 0.0 ± 0.0 | 50.0 ± 0.0 | - |")
 
 
