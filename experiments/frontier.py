@@ -39,8 +39,7 @@ def activation_bytes(model: keras.Model) -> int:
 
 def row_bytes(row: str) -> int:
     """Returns the activations' memory of what a row trains, its downscaler included."""
-    cfg = run.config_of(row)
-    method = (cfg.methods or (ORIGINAL,))[0]
+    cfg, method = run.config_of(row), run.method_of(row)
     if METHODS[method].downscaler == "none":
         width = cfg.width if method == ORIGINAL else cfg.slim_width
         return activation_bytes(backbones.build(cfg.backbone, cfg.image_size, 2, width))

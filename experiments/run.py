@@ -91,6 +91,11 @@ def config_of(row: str) -> Config:
     return flags.parsed(Config, values(["train", f"--flagfile={path}"])[1:], flag_values=values)
 
 
+def method_of(row: str) -> str:
+    """Returns the method that a row trains; of one that trains no student, `original`."""
+    return next(iter(config_of(row).methods), ORIGINAL)
+
+
 def teacher_row(row: str) -> str:
     """Returns the row that trains the teacher of a row."""
     return f"{TEACHER_SETS.get(set_of(row), set_of(row))}_{ORIGINAL}"

@@ -34,7 +34,6 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
         (page, "hard_choices", choices.markdown),
         (page, "flowers_views", views.markdown),
         (page, "tflite_latency", tflite_latency.markdown),
-        (page, "flowers_32_latency", tflite_latency.markdown),
         *((page, f"benchmark_{what}", report[-1]) for what, report in speed.REPORTS.items()),
     ):
         if rows := read_rows(RESULTS / f"{name}.csv"):
@@ -43,6 +42,8 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
         if rows := rows_of(of_set):
             yield page, of_set, markdown(of_set, rows)
             yield page, f"{of_set}_losses", losses_markdown(rows)
+        if rows := read_rows(RESULTS / f"{of_set}_latency.csv"):
+            yield page, f"{of_set}_latency", tflite_latency.markdown(rows)
 
 
 def main() -> int:

@@ -31,9 +31,10 @@ def test_student_of_another_stem_and_width(stride, sides, kernel, photos):
 
 
 def test_half_the_width_pays_for_half_the_stems_stride():
-    wide = thumbnet.build_student(cfg := Config(image_size=128, width=0.5), thumbnet.build_teacher(cfg, 5))[0]
-    cfg = dataclasses.replace(cfg, student_width=0.25, student_stem_stride=2)
-    narrow = thumbnet.build_student(cfg, thumbnet.build_teacher(cfg, 5))[0]
+    cfg = Config(image_size=128, width=0.5)
+    teacher = thumbnet.build_teacher(cfg, 5)
+    wide, _ = thumbnet.build_student(cfg, teacher)
+    narrow, _ = thumbnet.build_student(dataclasses.replace(cfg, student_width=0.25, student_stem_stride=2), teacher)
     assert 0.85 < costs.macs(narrow) / costs.macs(wide) < 1
     assert costs.parameters(narrow) < costs.parameters(wide) / 3.9
 
@@ -52,6 +53,22 @@ def test_student_of_another_stem_starts_from_the_teacher_elsewhere():
             np.testing.assert_array_equal(mine, theirs)
 
 
+def test_the_width_of_the_teacher_is_no_variant():
+    cfg = Config(image_size=64, width=0.125, student_width=0.125)
+    assert not cfg.varies_student
+    assert thumbnet.build_student(cfg, thumbnet.build_teacher(cfg, 5))[1] == []
+
+
+def test_decoder_of_a_map_finer_than_the_teachers(photos):
+    cfg = Config(image_size=64, ratio=2, width=0.125, student_stem_stride=1)
+    teacher = thumbnet.build_teacher(cfg, 5)
+    student, _ = thumbnet.build_student(cfg, teacher)
+    decoded = thumbnet.build_decoder(student, teacher, "stage2")(student(photos(2, 32))["stage2"])
+    assert student.output["stage2"].shape[1] == 2 * teacher.output["stage2"].shape[1] == 16
+    assert decoded.shape == (2, 8, 8, 16)
+    assert np.isfinite(decoded).all() and np.std(decoded) > 0
+
+
 def test_networks_without_variants_are_told():
     cfg = Config(backbone="vgg11", image_size=128, width=0.0625, student_stem_stride=2, methods=("thumbnet",))
     with pytest.raises(UserError, match="vgg11 has no strided stem: --student_stem_stride must be 4. Received: 2"):
@@ -62,5 +79,5 @@ def test_networks_without_variants_are_told():
         64,
         "0..255",
     )
-    with pytest.raises(UserError, match="go with a T of --backbone only.*Received: 0.5 and 4 with a T of your own"):
+    with pytest.raises(UserError, match="go with a T of --backbone only.*Received: 0.5 and 4 with another T"):
         thumbnet.build_student(Config(image_size=64, student_width=0.5), mine)

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from train_helpers import CLASSES, assert_same, interrupt_at, rows, state_of
 
-from thumbnet_tf import evaluate, loop, teachers
+from thumbnet_tf import evaluate, loop, report_data, report_sections, teachers
 from thumbnet_tf.config import UserError
 from thumbnet_tf.distribution import start
 from thumbnet_tf.train import train
@@ -241,15 +241,21 @@ def test_top_k_counts_ties_once():
 
 @pytest.mark.slow
 def test_a_student_of_another_width_and_stem(config):
-    run = train(config(methods=("thumbnet",), epochs=1, student_width=0.03125, student_stem_stride=2))
+    run = train(config(methods=("direct", "thumbnet"), epochs=1, student_width=0.03125, student_stem_stride=2))
+    cfg = run.config()
     small, student = evaluate.load_parts(run, "thumbnet")
     assert small is not None
     assert student.get_layer("stem_conv").kernel.shape == (3, 3, 3, 2)
     assert student.output["stage1"].shape[1] == student.input.shape[1] // 2
     by = {row["method"]: row for row in rows(run.path / "results.csv")}
-    assert int(by["thumbnet"]["params"]) < int(by["original"]["params"])
-    assert teachers.network_name(run, run.config()) == "resnet18, width 0.0625 (S: width 0.03125, stem of stride 2)"
+    assert int(by["thumbnet"]["params"]) < int(by["direct"]["params"]) == int(by["original"]["params"])
     assert "layers of S start anew, for their shapes aren't T's: stem_conv, " in (run.path / "log.txt").read_text()
+
+    network = teachers.network_name(run, cfg)
+    assert teachers.student_name("direct", cfg, network) == network == "resnet18, width 0.0625"
+    assert teachers.student_name("thumbnet", cfg, network) == "resnet18, width 0.03125, stem of stride 2"
+    page = report_sections.page(report_data.gather(run), 1, 1)
+    assert "T: resnet18, width 0.0625; S: resnet18, width 0.03125, stem of stride 2" in page
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """From a method's name to what trains it: E, S and D, started as the method says, with its losses."""
 
+import dataclasses
 import logging
 
 import keras
@@ -30,14 +31,16 @@ def build_trainer(
         UserError: when there is no such method, or T isn't there or can't be used.
     """
     teacher = teachers.taken(teacher, cfg, method)
-    keras.utils.set_random_seed(cfg.seed)  # every method starts E, S and D alike
+    keras.utils.set_random_seed(cfg.seed)  # every method starts E and D alike, and S as far as it starts from T
     row = METHODS[method]
     weights = stages.loss_weights(method, cfg)
     small = (
         None if row.downscaler == "none" else thumbnet.build_downscaler(cfg, row.downscaler, synchronized=synchronized)
     )
     if row.from_teacher:
-        student, anew = thumbnet.build_student(cfg, teacher, synchronized=synchronized)
+        # what isn't trained must be T itself
+        varied = cfg if row.losses else dataclasses.replace(cfg, student_width=0.0, student_stem_stride=4)
+        student, anew = thumbnet.build_student(varied, teacher, synchronized=synchronized)
         if anew:
             some = ", ".join(anew[:3]) + (", ..." if len(anew) > 3 else "")
             _log.info("%s: %d layers of S start anew, for their shapes aren't T's: %s", method, len(anew), some)

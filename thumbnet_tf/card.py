@@ -11,7 +11,7 @@ from thumbnet_tf.stages import METHODS, ORIGINAL
 _CARD = """# {name}, version {version}
 
 Classifies an image into {count} classes ({some_classes}) from one thumbnail of {small} x {small} pixels: a downscaler E
-({kind}) makes the thumbnail of a {size} x {size} crop, and the network S ({network}) reads it.
+({kind}) makes the thumbnail of a {size} x {size} crop, and the network S ({student}) reads it.
 
 ## Data
 
@@ -56,7 +56,7 @@ SHA-256 of the weights: `{digest}`; of each file: `manifest.json`.
 
 def text(
     cfg: Config,
-    network: str,
+    student: str,
     facts: Mapping,
     metrics: Sequence[Mapping[str, str]],
     parity: Sequence[Mapping],
@@ -66,7 +66,7 @@ def text(
 
     Args:
         cfg: the run's resolved configuration.
-        network: what T and S are, as words.
+        student: what S is, as words.
         facts: what the manifest holds.
         metrics: the test rows of `results.csv`.
         parity: rows of `parity.csv`.
@@ -82,7 +82,7 @@ def text(
         small=cfg.thumbnail_size,
         size=cfg.image_size,
         kind=METHODS[method].downscaler,
-        network=network,
+        student=student,
         examples=sum(data["examples"].values()),
         dataset=cfg.dataset,
         splits=", ".join(f"{count} {split}" for split, count in data["examples"].items()),

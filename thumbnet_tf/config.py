@@ -75,7 +75,9 @@ class Config:
     )
 
     # --- models
-    backbone: str = option("resnet18", "architecture of T and S", choices=("resnet18", "resnet34", "resnet50", "vgg11"))
+    backbone: str = option(
+        "resnet18", "architecture of T, and of S", choices=("resnet18", "resnet34", "resnet50", "vgg11")
+    )
     width: float = option(1.0, "multiplier of the backbone's channels", minimum=0.03125, maximum=4.0)
     teacher: str = option(
         "train",
@@ -122,7 +124,7 @@ class Config:
         4,
         "how many times smaller than the thumbnail's the sides of S's first maps are: 4 = as in T; 2 = S's first "
         "convolution is 3 x 3 of stride 1; 1 = that one, and no pooling behind it (ResNets; each step makes S 4 times "
-        "dearer, which half of --student_width makes up for)",
+        "dearer, which half the width makes up for)",
     )
     downscaler_width: int = option(16, "channels inside the learned downscaler E", minimum=1, maximum=256)
     downscaler_residual: float = option(
@@ -231,6 +233,13 @@ class Config:
             )
         if self.student_stem_stride not in (1, 2, 4):
             raise FlagError(f"--student_stem_stride must be 1, 2 or 4. Received: {self.student_stem_stride}")
+        if 0 < self.student_width < 0.03125:
+            raise FlagError(f"--student_width must be 0 or 0.03125 to 4.0. Received: {self.student_width}")
+        if self.varies_student and self.teacher.startswith(APPLICATIONS):
+            raise FlagError(
+                "--student_width and --student_stem_stride go with a T of --backbone only. Received: "
+                f"{self.student_width:g} and {self.student_stem_stride} with --teacher={self.teacher}"
+            )
         if not set(self.ratios) <= {"2", "4"} or len(set(self.ratios)) != len(self.ratios):
             raise FlagError(f"--ratios takes a list of 2 and 4. Received: {','.join(self.ratios)}")
         for ratio in map(int, self.ratios or (self.ratio,)):
@@ -257,7 +266,7 @@ class Config:
     @property
     def varies_student(self) -> bool:
         """Whether S is another network than T."""
-        return self.student_width != 0 or self.student_stem_stride != 4
+        return self.student_width not in (0, self.width) or self.student_stem_stride != 4
 
     @property
     def trains_teacher(self) -> bool:

@@ -161,8 +161,9 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
         }
         write_rows(folder / "parity.csv", parity.COLUMNS, rows)
         _write_figure(folder / "parity.png", rows)
-        network, metrics = teachers.network_name(run, cfg), read_results(run, "test")
-        text = card.text(cfg, network, facts | served[name], metrics, rows, refused)
+        student = teachers.student_name(method, cfg, teachers.network_name(run, cfg))
+        metrics = read_results(run, "test")
+        text = card.text(cfg, student, facts | served[name], metrics, rows, refused)
         write_atomically(folder / "README.md", text)
         for other, path in folders.items():
             publish.write_labels(path, classes)

@@ -48,7 +48,8 @@ class Study:
         cfg: its resolved configuration.
         facts: what its `data.json` says.
         method: the one that the report is about, S below.
-        network: what T and S are, as words.
+        network: what T is, as words.
+        student: what S is; equal to `network` unless S is a variant of T.
         rows: the test rows of `results.csv` by method.
         versions: of Python and packages, at the end of the method's training.
         dataset: its test split; None where the images or the answers can't be read.
@@ -64,6 +65,7 @@ class Study:
     facts: Mapping[str, Any]
     method: str
     network: str
+    student: str
     rows: Mapping[str, Mapping[str, str]]
     versions: Mapping[str, str]
     dataset: sources.Dataset | None
@@ -128,12 +130,14 @@ def gather(run: RunDir, method: str = "", export_dir: str = "", data_dir: str = 
     except UserError as error:
         dataset, missing = None, str(error)
         _log.warning("the report will be without images and what needs labels: %s", missing)
+    network = teachers.network_name(run, cfg)
     return Study(
         run=run,
         cfg=cfg,
         facts=facts,
         method=method,
-        network=teachers.network_name(run, cfg),
+        network=network,
+        student=teachers.student_name(method, cfg, network),
         rows=rows,
         versions=_versions(run.method(method) / "done.json"),
         dataset=dataset,

@@ -110,12 +110,14 @@ def _trained(study: Study) -> Markup:
     views = "new each epoch" if cfg.teacher_cache == "off" else f"{cfg.cached_views} views of each image"
     mixed = f", MixUp of alpha {cfg.mixup_alpha:g}" if cfg.mixup_alpha else ""
     bad = sum(len(found) for found in study.facts.get("bad_images", {}).values())
+    varies = study.student != study.network
+    networks = f"T: {study.network}; S: {study.student}" if varies else f"T and S: {study.network}"
     rows = [
         ("Data", f"{cfg.dataset}: " + ", ".join(f"{count} {split}" for split, count in examples.items()) + " images"),
         ("Left out", f"{bad} images that can't be decoded" if bad else "no image"),
         ("Classes", f"{len(classes)}: {some}"),
         ("Sizes", f"{cfg.image_size} px images, {cfg.thumbnail_size} px thumbnails (ratio {cfg.ratio})"),
-        ("Networks", f"T and S: {study.network}; E: {_downscaler(study)}"),
+        ("Networks", f"{networks}; E: {_downscaler(study)}"),
         ("Teacher", f"taken from {cfg.teacher}" if given else f"trained here, epochs: {cfg.teacher_epochs}"),
         ("Loss", " + ".join(f"{w:g} {term.upper()}" for term, w in weights.items()) or "none"),
         ("Schedule", f"epochs: {cfg.epochs}; {cfg.optimizer}, batch {cfg.batch_size}, peak rate {cfg.learning_rate:g}"),

@@ -16,7 +16,7 @@ class Method:
     Attributes:
         downscaler: what makes the network's input: none (full image), bicubic, area, or learned (E).
         losses: terms of the training loss, of cl, kd, fm, mm; empty trains nothing.
-        from_teacher: whether the network starts from T's weights (False: from random ones).
+        from_teacher: whether the network starts from T's weights, in layers of T's shapes (False: from random ones).
         about: what the row shows, for help and tables.
     """
 
@@ -58,12 +58,6 @@ def students(cfg: Config) -> tuple[str, ...]:
             raise FlagError(f"--methods takes a comma-separated list of {', '.join(allowed)}. Received: {name!r}")
         if names.count(name) > 1:
             raise FlagError(f"--methods must name a method once. Received: {name!r} {names.count(name)} times")
-        if METHODS[name].from_teacher and not METHODS[name].losses and cfg.varies_student:
-            raise FlagError(
-                f"--methods={name} is T's own network, not trained; leave it out of --methods, or leave out "
-                f"--student_width and --student_stem_stride. Received: {cfg.student_width:g} and "
-                f"{cfg.student_stem_stride}"
-            )
         if METHODS[name].losses and not {"cl", "kd"} & loss_weights(name, cfg).keys():
             raise FlagError(
                 f"--methods={name} needs a classification or distillation loss; raise --w_cl or --w_kd. "

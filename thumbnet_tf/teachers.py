@@ -103,10 +103,8 @@ def facts(cfg: Config, run: RunDir) -> dict[str, str]:
 
 
 def network_name(run: RunDir, cfg: Config) -> str:
-    """Returns what T and S are, as words; of a T that is none of our backbones with the map that FM uses."""
+    """Returns what T is, as words; of a T that is none of our backbones with the map that FM uses."""
     own = f"{cfg.backbone}, width {cfg.width:g}"
-    if cfg.varies_student:
-        own += f" (S: width {cfg.student_width or cfg.width:g}, stem of stride {cfg.student_stem_stride})"
     if cfg.teacher == "train":
         return own
     teacher = run.load_model(ORIGINAL, "teacher")
@@ -117,6 +115,14 @@ def network_name(run: RunDir, cfg: Config) -> str:
         source = RunDir(source.teacher).config()
     name = source.teacher if source.trains_teacher else f"the network of {source.teacher}"
     return f"{name} (map for FM: {thumbnet.fm_tap(cfg, teacher)})"
+
+
+def student_name(method: str, cfg: Config, network: str) -> str:
+    """Returns what S of a method is, as words: T's own network, named as by `network_name`, or a variant of it."""
+    if not cfg.varies_student or not METHODS[method].losses:
+        return network
+    stem = "" if cfg.student_stem_stride == backbones.STEM_STRIDE else f", stem of stride {cfg.student_stem_stride}"
+    return f"{cfg.backbone}, width {cfg.student_width or cfg.width:g}{stem}"
 
 
 def _ours(model: keras.Model, cfg: Config, path: pathlib.Path) -> keras.Model:

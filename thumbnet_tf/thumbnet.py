@@ -40,6 +40,11 @@ def build_teacher(cfg: Config, num_classes: int, *, synchronized: bool = False, 
 def build_student(cfg: Config, teacher: keras.Model, *, synchronized: bool = False) -> tuple[keras.Model, list[str]]:
     """Builds S: T's own graph on the thumbnail, started from T's weights, or a variant of T that the options ask for.
 
+    Args:
+        cfg: the configuration; that of T, where S is to be a variant.
+        teacher: T.
+        synchronized: whether batch statistics are taken over all replicas.
+
     Returns:
         S, and the names of the layers that start anew: their shape depends on the input's size, or isn't T's.
 
@@ -50,7 +55,7 @@ def build_student(cfg: Config, teacher: keras.Model, *, synchronized: bool = Fal
         if teacher.name not in backbones.NAMES:
             raise FlagError(
                 "--student_width and --student_stem_stride go with a T of --backbone only; leave them out, and S is "
-                f"T's own network. Received: {cfg.student_width} and {cfg.student_stem_stride} with a T of your own"
+                f"T's own network. Received: {cfg.student_width:g} and {cfg.student_stem_stride} with another T"
             )
         student = backbones.build(
             teacher.name,
@@ -231,6 +236,6 @@ def build_decoder(student: keras.Model, teacher: keras.Model, tap: str) -> keras
     x = layers.Reshape((height, width, factor, factor, large[-1]), name="decoder_split")(x)
     x = layers.Permute((1, 3, 2, 4, 5), name="decoder_permute")(x)
     x = layers.Reshape((height * factor, width * factor, large[-1]), name="decoder_merge")(x)
-    if x.shape[1:3] != large[:2]:  # odd sizes round up under S's strides and so overshoot T's map
+    if x.shape[1:3] != large[:2]:  # odd sizes round up under S's strides, and a stem of stride 1 can make S's map finer
         x = layers.Resizing(*large[:2], dtype="float32", name="decoder_resize")(x)
     return keras.Model(feature, x, name="decoder")
