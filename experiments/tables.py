@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from experiments import choices, deployment, frontier, published, recovery, speed, summary, tflite_latency, views
 from experiments.row_tables import headers, losses_markdown, markdown, rows_of
-from experiments.run import names, set_of
+from experiments.run import ALONE, names, set_of
 from experiments.summary import RESULTS, ROOT, replace_table
 from thumbnet_tf import benchmark_report
 from thumbnet_tf.config import UserError
@@ -41,7 +41,8 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
     for of_set in sorted({set_of(row) for row in names()}):
         if rows := rows_of(of_set):
             yield page, of_set, markdown(of_set, rows)
-            yield page, f"{of_set}_losses", losses_markdown(rows)
+            if not of_set.startswith(ALONE):
+                yield page, f"{of_set}_losses", losses_markdown(rows)
         if rows := read_rows(RESULTS / f"{of_set}_latency.csv"):
             yield page, f"{of_set}_latency", tflite_latency.markdown(rows)
 
