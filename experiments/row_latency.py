@@ -11,11 +11,8 @@ import sys
 import keras
 
 from experiments.run import config_of, method_of, names, teacher_row
-from experiments.summary import RESULTS, ROOT, replace_table
-from experiments.tflite_latency import COLUMNS, markdown, measured, show_all
+from experiments.tflite_latency import measured, published, show_all
 from thumbnet_tf import backbones, thumbnet
-from thumbnet_tf.config import UserError
-from thumbnet_tf.csv_files import write_rows
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 CLASSES = 5  # a few more or less take no time
@@ -49,15 +46,7 @@ def main(arguments: list[str]) -> int:
     found = measured(
         [(name, artifact, variant, model) for name, artifact, model in networks for variant in ("float32", "int8")]
     )
-    write_rows(RESULTS / f"{of_set}_latency.csv", COLUMNS, found)
-    table = markdown(found)
-    print(table)
-    try:
-        replace_table(ROOT / "experiments" / "README.md", f"{of_set}_latency", table)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return published(f"{of_set}_latency", found)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.summary import RESULTS, ROOT, replace_table
 from thumbnet_tf import parity, tflite, thumbnet, warmup
-from thumbnet_tf.config import Config
+from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.csv_files import write_rows
 
 IMAGES = 320
@@ -76,10 +76,19 @@ def main() -> int:
     models = thumbnet.deployed(thumbnet.build_shipped(cfg, "learned", small, student), teacher)
     of = {"teacher": models.teacher, "thumbnet": models.shipped, "classifier": models.student}
     rows = measured([(model, model, variant, of[model]) for model, variant in MODELS])
-    write_rows(RESULTS / "tflite_latency.csv", COLUMNS, rows)
+    return published("tflite_latency", rows)
+
+
+def published(name: str, rows: list[dict]) -> int:
+    """Writes rows as `results/<name>.csv` and as the table of that name, and prints it; returns the exit code."""
+    write_rows(RESULTS / f"{name}.csv", COLUMNS, rows)
     table = markdown(rows)
-    replace_table(ROOT / "experiments" / "README.md", "tflite_latency", table)
     print(table)
+    try:
+        replace_table(ROOT / "experiments" / "README.md", name, table)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

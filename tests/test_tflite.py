@@ -1,8 +1,6 @@
 """TFLite files against the Keras models they come from, through LiteRT's own interpreter."""
 
-import contextlib
 import io
-import os
 import zipfile
 
 import keras
@@ -11,50 +9,12 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from run_helpers import CLASSES, IMAGE_SIZE, RATIO, disc
 from tensorflow.lite.python import schema_py_generated as schema
+from tflite_helpers import infer, operators, probabilities, silent, thumbnails
 
 from thumbnet_tf import backbones, downscaler, preprocess, tflite, tflite_metadata, thumbnet
 from thumbnet_tf.config import Config, UserError
 
 SMALL = IMAGE_SIZE // RATIO
-
-
-@contextlib.contextmanager
-def silent():
-    """Asserts that nothing goes to stderr, not even from C++."""
-    read, write = os.pipe()
-    stderr = os.dup(2)
-    os.dup2(write, 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(write)
-        with os.fdopen(read, "rb") as pipe:
-            said = pipe.read()
-        os.close(stderr)
-    assert said == b""
-
-
-def infer(content: bytes, images: np.ndarray) -> np.ndarray:
-    """Returns a file's answers to images, one after the other."""
-    runner = Interpreter(model_content=content, num_threads=1).get_signature_runner(tflite.SIGNATURE)
-    (source,) = runner.get_input_details()
-    return np.concatenate([next(iter(runner(**{source: image[None]}).values())) for image in images])
-
-
-def probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    logits = model(images.astype(np.float32), training=False)["logits"]
-    return keras.ops.convert_to_numpy(keras.ops.softmax(logits))
-
-
-def thumbnails(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    return keras.ops.convert_to_numpy(model(images.astype(np.float32), training=False))
-
-
-def operators(content: bytes) -> list[int]:
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
-    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
-    return [codes[operator.opcodeIndex] for operator in model.subgraphs[0].operators]
 
 
 @pytest.fixture(scope="module")

@@ -237,7 +237,7 @@ class Config:
             raise FlagError(f"--student_width must be 0 or 0.03125 to 4.0. Received: {self.student_width}")
         if self.varies_student and self.teacher.startswith(APPLICATIONS):
             raise FlagError(
-                "--student_width and --student_stem_stride go with a T of --backbone only. Received: "
+                "--student_width and --student_stem_stride go with a T of --backbone only; leave them out. Received: "
                 f"{self.student_width:g} and {self.student_stem_stride} with --teacher={self.teacher}"
             )
         if not set(self.ratios) <= {"2", "4"} or len(set(self.ratios)) != len(self.ratios):
