@@ -5,10 +5,10 @@
 
 A row is a flagfile `experiments/rows/<set>_<row>.flags`. Each pair of row and seed is a run directory
 `<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which is trained first where it
-isn't there; sets of one full size have one T (`TEACHER_SETS`), rows `generic_*` have none. Results go
-to `experiments/results/<set>.csv` as each run ends; what stands there is not run again, and several such commands
-may run side by side, each with rows of its own. Interrupt it anyhow: the same command goes on where it was (`minutes`
-are then those of the last start).
+isn't there; sets of one full size have one T (`TEACHER_SETS`), rows `generic_*` have none. Rows in bfloat16 are trained
+in float32 where the machine is faster so. Results go to `experiments/results/<set>.csv` as each run ends; what stands
+there is not run again, and several such commands may run side by side, each with rows of its own. Interrupt it anyhow:
+the same command goes on where it was (`minutes` are then those of the last start).
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ import time
 from absl import flags as absl_flags
 
 from experiments.summary import RESULTS, ROOT
-from thumbnet_tf import cache_files, flags
+from thumbnet_tf import cache_files, flags, timing
 from thumbnet_tf.config import Config, FlagError, UserError, check_options, option
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.evaluate import COLUMNS as EVALUATED
@@ -142,9 +142,21 @@ def command(row: str, seed: str, options: Options) -> list[str]:
     given += [f"--seed={seed}", f"--run_dir={folder(row, seed, options)}"]
     if options.dataset:
         given.append(f"--dataset={options.dataset}")
+    if config_of(row).mixed_precision == "mixed_bfloat16" and not bfloat16_pays():
+        given.append("--mixed_precision=float32")
     if has_teacher(row):
         given.append(f"--teacher={folder(teacher_row(row), seed, options)}")
     return given
+
+
+def bfloat16_pays() -> bool:
+    """Measures whether this machine isn't slower in bfloat16 than in float32.
+
+    In a process of its own: TensorFlow would keep memory of an accelerator that the trainings need.
+    """
+    code = "from thumbnet_tf import timing; print(timing.slowdown('bfloat16'))"
+    found = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+    return float(found.stdout) <= timing.SLOW
 
 
 def train(arguments: list[str]) -> int:

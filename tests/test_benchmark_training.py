@@ -20,6 +20,7 @@ def rows(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark_training, "DEFAULTS", (TINY,))
         patch.setattr(benchmark_training, "_STEPS", 2)
+        patch.setattr(benchmark_training.timing, "slowdown", lambda dtype: 1.0)  # all cases, on any machine
         patch.setitem(benchmark_training.thumbnet.backbones.RESNETS, "resnet18", ((1, 1), False))
         benchmark.main(benchmark.Options(what="training", out=str(folder), rounds=2))
     assert (folder / "benchmark_training.png").read_bytes().startswith(b"\x89PNG")

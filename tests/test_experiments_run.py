@@ -4,6 +4,7 @@ import datetime
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -99,6 +100,23 @@ def test_a_teacher_that_is_measured_but_not_there_is_trained_first(rows, tmp_pat
     assert [row["row"] for row in read_rows(path)] == ["discs_32_bicubic"] * 2 + ["discs_32_original"] * 2
 
 
+@pytest.mark.parametrize("pays", [True, False])
+def test_rows_in_bfloat16_are_trained_in_float32_where_that_is_faster(rows, tmp_path, monkeypatch, pays):
+    monkeypatch.setattr(run, "bfloat16_pays", lambda: pays)
+    with open(tmp_path / "rows" / "discs_32_original.flags", "a") as file:
+        file.write("--mixed_precision=mixed_bfloat16\n")
+    assert run.main(run.Options(rows=("discs_32_bicubic",))) == 0
+    assert ["--mixed_precision=float32" in command for command in rows] == [not pays, False]
+
+
+def test_whether_bfloat16_pays_is_measured(monkeypatch):
+    monkeypatch.setattr(run.timing, "SLOW", 1000.0)  # no machine lies beyond it
+    assert run.bfloat16_pays()
+    monkeypatch.undo()
+    monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), 0, stdout="14.6\n"))
+    assert not run.bfloat16_pays()
+
+
 def test_a_teacher_that_is_there_but_not_measured_is_measured(rows, tmp_path):
     teacher = tmp_path / "runs" / "discs_32_original_seed0" / "original"
     teacher.mkdir(parents=True)
@@ -176,6 +194,7 @@ def test_mistakes_are_named(rows, tmp_path):
 @pytest.mark.parametrize("row", run.names())
 def test_every_row_is_a_configuration_with_its_sets_sizes(row, monkeypatch):
     monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+    monkeypatch.setattr(run, "bfloat16_pays", lambda: True)
     values = absl_flags.FlagValues()
     absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
     flags.define(Config, flag_values=values)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from thumbnet_tf import timing
+from thumbnet_tf import benchmark_training, timing, train
+from thumbnet_tf.config import Config
 
 
 def test_cases_take_turns_and_warm_up_is_left_out():
@@ -27,3 +28,23 @@ def test_cases_take_turns_and_warm_up_is_left_out():
 def test_nothing_to_measure_is_refused():
     with pytest.raises(ValueError, match="at least 1. Received: 0 and 1"):
         timing.measure({}, rounds=0)
+
+
+def test_a_type_is_compared_with_float32():
+    assert 0.3 < timing.slowdown("float32") < 3  # with itself, disturbed at most
+    assert timing.slowdown("bfloat16") > 0.1
+
+
+def test_a_slow_precision_is_told(monkeypatch, caplog):
+    for slowdown, told in ((14.6, 1), (1.2, 0)):
+        caplog.clear()
+        monkeypatch.setattr(timing, "slowdown", {"bfloat16": slowdown}.get)
+        train._warn_of_slow_precision(Config(mixed_precision="mixed_bfloat16"))
+        assert len(caplog.records) == told
+    monkeypatch.setattr(timing, "slowdown", None)
+    train._warn_of_slow_precision(Config())  # measures nothing
+    monkeypatch.setattr(timing, "slowdown", {"bfloat16": 14.6}.get)
+    assert not benchmark_training._has_bfloat16()
+    assert [record.getMessage() for record in caplog.records] == [
+        "bfloat16 is 15 times slower than float32 on this machine; its cases are left out"
+    ]

@@ -6,6 +6,7 @@ take turns. What each case does is told in `ABOUT`.
 
 import dataclasses
 import functools
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -51,6 +52,8 @@ DEFAULTS = (
 CLASSES = 10
 _STEPS = 5  # of a case in a turn: a training takes the same step again and again, with its weights in the caches
 _BATCHES, _EPOCHS = 6, 4  # of made-up data: an epoch's batches, and epochs that the pipeline goes through
+
+_log = logging.getLogger(__name__)
 
 Cases = dict[str, tuple[Callable[[], object], int]]  # name -> a function and the images it takes
 
@@ -156,7 +159,7 @@ def _cases(cfg: Config, teacher: keras.Model | None) -> Cases:
         "plain_kd_loop": benchmark_rivals.plain_kd_loop(cfg, teacher, images, labels),
         "keras_distiller": benchmark_rivals.keras_distiller(cfg, teacher, images, labels),
     }
-    if teacher.name != foreign.NAME:  # S of a T of the user's own computes in float32
+    if teacher.name != foreign.NAME and _has_bfloat16():  # S of a T of the user's own computes in float32
         half_precise = _in_bfloat16(cfg, teacher, images, labels, given)
         steps |= {f"{name}_bfloat16": call for name, call in half_precise.items()}
     size = cfg.batch_size
@@ -194,6 +197,13 @@ def _in_bfloat16(
         distiller = benchmark_rivals.keras_distiller(cfg, teacher, images, labels)
     steps = _steps(tf.function(trainer.train_step), images, labels, given)
     return {**{f"step_{name}": call for name, call in steps.items()}, "keras_distiller": distiller}
+
+
+def _has_bfloat16() -> bool:
+    slowdown = timing.slowdown("bfloat16")
+    if slowdown > timing.SLOW:
+        _log.warning("bfloat16 is %.0f times slower than float32 on this machine; its cases are left out", slowdown)
+    return slowdown <= timing.SLOW
 
 
 def _compiled(cfg: Config, teacher: keras.Model) -> Trainer:

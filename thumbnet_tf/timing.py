@@ -5,10 +5,13 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
 
 import numpy as np
+import tensorflow as tf
 
 from thumbnet_tf.progress import track
 
 Key = TypeVar("Key", bound=Hashable)
+
+SLOW = 1.5  # times as long as float32 that no disturbance explains
 
 
 def measure(
@@ -54,3 +57,33 @@ def measure(
                         seconds[key].append(clock() - before)
                 bar.update()
     return {key: 1000 * np.array(values) for key, values in seconds.items()}
+
+
+def slowdown(dtype: str) -> float:
+    """Returns how many times as long as in float32 a convolution and its gradients take in another type here.
+
+    CPUs without instructions for it still compute in bfloat16, the gradients some twenty times more slowly.
+
+    Args:
+        dtype: `bfloat16` or `float16`.
+    """
+    best = {}
+    for each in ("float32", dtype):
+        images = tf.cast(tf.random.stateless_uniform((8, 32, 32, 32), (1, 2)), each)
+        kernel = tf.cast(tf.random.stateless_uniform((3, 3, 32, 32), (3, 4)), each)
+        step = tf.function(_convolution_step)
+        seconds = []
+        for _ in range(4):  # the first traces; the fastest of the others is the least disturbed
+            before = time.perf_counter()
+            step(images, kernel).numpy()
+            seconds.append(time.perf_counter() - before)
+        best[each] = min(seconds[1:])
+    return best[dtype] / best["float32"]
+
+
+def _convolution_step(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    maps = tf.nn.conv2d(images, kernel, 1, "SAME")
+    how = {"out_backprop": maps, "strides": [1, 1, 1, 1], "padding": "SAME"}
+    of_images = tf.raw_ops.Conv2DBackpropInput(input_sizes=images.shape, filter=kernel, **how)
+    of_kernel = tf.raw_ops.Conv2DBackpropFilter(input=images, filter_sizes=kernel.shape, **how)
+    return tf.reduce_mean(of_images) + tf.reduce_mean(of_kernel)

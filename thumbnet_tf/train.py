@@ -22,7 +22,18 @@ from collections.abc import Collection, Sequence
 import keras
 import tensorflow as tf
 
-from thumbnet_tf import compare, distribution, flags, loop, stages, teacher_cache, teacher_check, teachers, thumbnet
+from thumbnet_tf import (
+    compare,
+    distribution,
+    flags,
+    loop,
+    stages,
+    teacher_cache,
+    teacher_check,
+    teachers,
+    thumbnet,
+    timing,
+)
 from thumbnet_tf.assembly import build_trainer
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
@@ -101,6 +112,8 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
             if not job.is_chief:
                 distribution.await_shared(run.path / "data.json", job)
                 run.check_data(dataset.facts())
+            if job.is_chief and not all(map(run.is_done, (ORIGINAL, *students))):
+                _warn_of_slow_precision(cfg)
             for method in (ORIGINAL, *students):
                 if job.from_chief(run.is_done(method)):
                     continue
@@ -141,6 +154,20 @@ def _claim(run: RunDir, cfg: Config, job: distribution.Job) -> None:
     distribution.await_shared(path, job, f"{job.from_chief(token)}\n")
     if not job.is_chief:
         run.join(cfg)
+
+
+def _warn_of_slow_precision(cfg: Config) -> None:
+    """Says so where the machine computes in `--mixed_precision` more slowly than in float32."""
+    if cfg.mixed_precision == "float32":
+        return
+    slowdown = timing.slowdown(cfg.mixed_precision.removeprefix("mixed_"))
+    if slowdown > timing.SLOW:
+        _log.warning(
+            "--mixed_precision=%s: a convolution and its gradients take %.0f times as long as in float32 on this "
+            "machine; --mixed_precision=float32, in a new --run_dir, trains faster",
+            cfg.mixed_precision,
+            slowdown,
+        )
 
 
 def _train_method(
