@@ -21,15 +21,27 @@ def split(data: pathlib.Path, photos: pathlib.Path) -> None:
     """Links `data/{train,test}/<class>/*.jpg` into `photos/{train,validation,test}/<class>`.
 
     Every tenth of a class' photographs for training becomes one for validation.
+
+    Raises:
+        ValueError: when `photos` holds something else, or `data` no photographs.
     """
+    data = data.resolve()
+    for path in photos.rglob("*"):
+        if path.is_symlink() and data in pathlib.Path(os.readlink(path)).parents:
+            if not path.exists():  # has lost its photograph
+                path.unlink()
+        elif path.is_symlink() or not path.is_dir():
+            raise ValueError(f"--photos must be a new folder, or one made from the same --data. Received: {path}")
     for folder in sorted(path for part in ("train", "test") for path in (data / part).iterdir() if path.is_dir()):
         for index, path in enumerate(sorted(folder.glob("*.jpg"))):
             part = "validation" if folder.parent.name == "train" and index % 10 == 9 else folder.parent.name
             link = photos / part / folder.name / path.name
             link.parent.mkdir(parents=True, exist_ok=True)
             partial = link.with_name(f"{path.name}.{os.getpid()}")
-            partial.symlink_to(path.resolve())
-            partial.replace(link)  # also a link that has lost its photograph
+            partial.symlink_to(path)
+            partial.replace(link)
+    if not (photos / "train").is_dir() or not (photos / "test").is_dir():
+        raise ValueError(f"--data must hold photographs named *.jpg for training and for testing. Received: {data}")
 
 
 def images(folder: pathlib.Path, classes: list[str], size: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +94,10 @@ def main() -> None:
     photos = pathlib.Path(args.photos)
     if not all(pathlib.Path(args.data, part).is_dir() for part in ("train", "test")):
         parser.error(f"--data must be a folder of {{train,test}}/<class>/*.jpg. Received: {args.data}")
-    split(pathlib.Path(args.data), photos)
+    try:
+        split(pathlib.Path(args.data), photos)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     classes = sorted(path.name for path in (photos / "train").iterdir())
     x, y = images(photos / "train", classes, args.size, args.limit)
     model = build(args.size, len(classes))

@@ -7,8 +7,8 @@ A row is a flagfile `experiments/rows/<set>_<row>.flags`. Each pair of row and s
 `<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which is trained first where it
 isn't there; sets of one full size have one T (`TEACHER_SETS`), rows `generic_*` have none. Rows in bfloat16 are trained
 in float32 where the machine is faster so. Results go to `experiments/results/<set>.csv` as each run ends; what stands
-there is not run again, and several such commands may run side by side, each with rows of its own. Interrupt it anyhow:
-the same command goes on where it was (`minutes` are then those of the last start).
+there is not run again, and several such commands may run side by side: one that needs what another is training waits
+for it. Interrupt it anyhow: the same command goes on where it was (`minutes` are then those of the last start).
 """
 
 import dataclasses
@@ -117,6 +117,13 @@ def folder(row: str, seed: str, options: Options) -> pathlib.Path:
     return pathlib.Path(options.runs) / f"{row}_seed{seed}"
 
 
+def finished(row: str, seed: str, options: Options) -> bool:
+    """Returns whether a row is measured, and if others need it as their T, also there."""
+    needed = row == teacher_row(row)
+    there = not needed or RunDir(ROOT / folder(row, seed, options)).is_done(ORIGINAL)
+    return there and int(seed) in measured(row)
+
+
 def jobs(options: Options) -> list[tuple[str, str]]:
     """Returns the rows and seeds to train, in the order given: what isn't measured yet, and first its T.
 
@@ -128,10 +135,8 @@ def jobs(options: Options) -> list[tuple[str, str]]:
         for seed in options.seeds:
             if int(seed) in measured(row):
                 continue
-            teacher = teacher_row(row)
-            there = RunDir(ROOT / folder(teacher, seed, options)).is_done(ORIGINAL) and int(seed) in measured(teacher)
-            if has_teacher(row) and not there:
-                found[teacher, seed] = None
+            if has_teacher(row) and not finished(teacher_row(row), seed, options):
+                found[teacher_row(row), seed] = None
             found[row, seed] = None
     return list(found)
 
@@ -211,12 +216,17 @@ def main(options: Options) -> int:
         known = [minutes for each in found[number:] for minutes in measured(each[0]).values()]
         left = f"about {statistics.mean(known) * (len(found) - number):.0f} minutes left" if known else "time unknown"
         print(f"[{number + 1}/{len(found)}] {row}, seed {seed}; {left}", file=sys.stderr, flush=True)
-        start = time.monotonic()
-        code = train(command(row, seed, options))
-        if code:
-            print(f"{row}, seed {seed} ended with code {code}; the same command goes on from there", file=sys.stderr)
-            return code
-        note(row, seed, ROOT / folder(row, seed, options), (time.monotonic() - start) / 60)
+        with cache_files.lock(ROOT / options.runs / "turns" / f"{row}_seed{seed}"):
+            if finished(row, seed, options):  # by another such command, while this one waited for it
+                continue
+            start = time.monotonic()
+            code = train(command(row, seed, options))
+            if code:
+                print(
+                    f"{row}, seed {seed} ended with code {code}; the same command goes on from there", file=sys.stderr
+                )
+                return code
+            note(row, seed, ROOT / folder(row, seed, options), (time.monotonic() - start) / 60)
     return 0
 
 

@@ -1,7 +1,10 @@
 """Room for T's cache: it is told, limited and checked before anything is written, and shared with other processes."""
 
+import contextlib
 import dataclasses
+import fcntl
 import multiprocessing
+import resource
 import shutil
 import threading
 import time
@@ -25,6 +28,44 @@ def test_a_file_takes_no_more_than_was_told_and_little_less(tmp_path):
         assert told - 131072 <= path.stat().st_size <= told, (records, content)
     # 4096 records of 400 bytes and 64 beside each: 29 blocks of 65536; two for the index
     assert cache_files.file_size(4096, 400) == 31 * 65536
+
+
+def test_a_finished_cache_is_free_while_the_other_is_filled(cached, monkeypatch):
+    cfg, dataset, teacher = cached
+    fill, found = teacher_cache.TeacherCache.fill, []
+
+    def is_free(folder):
+        with open(folder / "lock", "w") as file, contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    def look(cache, *args):
+        folders = sorted(path for path in teacher_cache.folder_of(cfg).iterdir() if path.is_dir())
+        found.append((cache.split.name, [(path.name.split("-")[0], is_free(path)) for path in folders]))
+        fill(cache, *args)
+
+    monkeypatch.setattr(teacher_cache.TeacherCache, "fill", look)
+    prepare(cfg, dataset, teacher)
+    assert found == [
+        ("validation", [("train", False), ("validation", False)]),
+        ("train", [("train", False), ("validation", True)]),
+    ]
+
+
+def test_as_many_files_may_be_open_as_a_cache_has():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (600, before[1]))
+        cache_files.allow_open_files(88)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 600  # 88 and 512 others
+        cache_files.allow_open_files(89)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (601, before[1])
+        if before[1] != resource.RLIM_INFINITY:
+            with pytest.raises(UserError, match=f"files of T's cache .* Received: a limit of {before[1]} open files"):
+                cache_files.allow_open_files(before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_the_limit_is_obeyed_before_anything_is_written(cached):

@@ -17,6 +17,7 @@ def test_json_round_trip_keeps_every_option():
     ("values", "message"),
     [
         ({"ratio": 3}, "--ratio must be 2 or 4. Received: 3"),
+        ({"run_dir": "runs/exp[1]"}, "can't have *, ?, [ or ] in it; choose another name. Received: runs/exp[1]"),
         ({"ratio": 8}, "--ratio must be 2 or 4. Received: 8"),
         ({"thumbnail_bits": 1}, "--thumbnail_bits must be 0 (no rounding) or 2 to 8. Received: 1"),
         ({"image_size": 100}, "--image_size must be a multiple of 16 at ratio 4. Received: 100"),

@@ -117,6 +117,24 @@ def test_whether_bfloat16_pays_is_measured(monkeypatch):
     assert not run.bfloat16_pays()
 
 
+def test_what_another_command_has_trained_meanwhile_is_not_trained_again(rows, tmp_path, monkeypatch):
+    train, options = run.train, run.Options(rows=("discs_32_bicubic",))
+    teacher = tmp_path / "runs" / "discs_32_original_seed0" / "original" / "done.json"
+
+    def busy(command):  # another command's T, which this one had still found missing
+        code = train(command)
+        if "--run_dir=runs/discs_32_original_seed0" in command:
+            teacher.write_text("{}")
+        return code
+
+    monkeypatch.setattr(run, "train", busy)
+    jobs = run.jobs(options)
+    assert run.main(options) == 0
+    monkeypatch.setattr(run, "jobs", lambda options: jobs)
+    assert run.main(options) == 0
+    assert len(rows) == 2  # T and the row, once each
+
+
 def test_a_teacher_that_is_there_but_not_measured_is_measured(rows, tmp_path):
     teacher = tmp_path / "runs" / "discs_32_original_seed0" / "original"
     teacher.mkdir(parents=True)

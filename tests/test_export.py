@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import pathlib
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from ai_edge_litert import interpreter
 from PIL import Image
 from run_helpers import CLASSES, IMAGE_SIZE
 
-from thumbnet_tf import card, export, parity, publish, serving, tflite, thumbnet, variants, warmup
+from thumbnet_tf import card, evaluate, export, parity, publish, serving, tflite, thumbnet, variants, warmup
 from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.runs import RunDir
@@ -212,6 +214,27 @@ def test_a_file_that_can_not_be_made_is_left_out_or_told(monkeypatch, caplog):
         list(variants._converted(None, "thumbnet", "int8", None, lenient=False))
 
 
+def test_a_full_disk_leaves_nothing_out(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tflite, "convert", refuse)
+    with pytest.raises(UserError, match=r"make room .* TMPDIR; thumbnet can't be made as int8. .*No space left"):
+        list(variants._converted(None, "thumbnet", "int8", None, lenient=True))
+    monkeypatch.setattr(parity.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=2**20))
+    models = types.SimpleNamespace(student=types.SimpleNamespace(input_shape=(None, 16, 16, 3)))
+    split = types.SimpleNamespace(num_examples=1000)
+    with pytest.raises(UserError, match=r"temporary files need 4 MB in .*; make room there.* Received: 1 MB free"):
+        parity._prepare(pathlib.Path("folder"), [], models, split, Config(image_size=32))
+
+
+def test_a_run_that_was_not_evaluated_is_refused_before_anything_is_written(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "read_results", lambda run, split: [{"method": "original"}])
+    with pytest.raises(UserError, match="must hold results of original and thumbnet; .*evaluate --run_dir="):
+        export.export(options(tiny_run, tmp_path / "saved"))
+    assert not (tmp_path / "saved").exists()
+
+
 @pytest.mark.slow
 def test_kill_during_an_export_leaves_no_version(tiny_run, tmp_path):
     command = [sys.executable, "-m", "thumbnet_tf.export", f"--run_dir={tiny_run.path}", f"--out={tmp_path}"]
@@ -224,6 +247,16 @@ def test_kill_during_an_export_leaves_no_version(tiny_run, tmp_path):
         errors = process.communicate()[1]
     assert partial.exists(), errors.decode()[-500:]
     assert publish.versions(tmp_path / "thumbnet") == []
+
+
+@pytest.mark.slow
+def test_unrounded_thumbnails_are_compared_with_those_of_files(train_tiny, tmp_path):
+    run = train_tiny(methods=("thumbnet",), teacher_epochs=1, thumbnail_bits=0)
+    folder, refused = export.export(options(run, tmp_path, also=("classifier",), variants=("float32",)))
+    assert refused == []
+    rows = {(row["artifact"], row["variant"]): row for row in read_rows(folder / "parity.csv")}
+    assert float(rows["classifier", "saved_model"]["max_score_diff"]) < 1e-5
+    assert {float(row["agreement"]) for row in rows.values()} == {1.0}
 
 
 @pytest.mark.slow

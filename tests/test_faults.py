@@ -10,6 +10,7 @@ from train_helpers import assert_same, interrupt_at, state_of
 
 from thumbnet_tf import loop
 from thumbnet_tf.config import FlagError, UserError
+from thumbnet_tf.data import sources
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.train import train
 
@@ -54,6 +55,30 @@ def test_a_batch_that_does_not_fit_tells_what_to_lower(config, monkeypatch):
         with pytest.raises(UserError, match=r"original, step 0: a batch doesn't fit into memory; lower --batch_size"):
             train(config(methods=("direct",)))
     assert train(config(methods=("direct",))).is_done("direct")
+
+
+@pytest.mark.parametrize("content", [b"no image", b"", None])
+def test_an_image_that_is_lost_while_training_is_told(config, folder, monkeypatch, content):
+    cfg = config(methods=("direct",), memory_limit_gb=0.0)
+    path, read = next((folder / "train" / "red").iterdir()), sources.load
+
+    def load(*args, **kwargs):
+        dataset = read(*args, **kwargs)
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        return dataset
+
+    monkeypatch.setattr(sources, "load", load)
+    told = {
+        b"no image": r"an image can't be read any more \(Unknown image file format",
+        b"": r"an image can't be read any more \(Input is empty",
+        None: rf"a file of the data is gone \({path}; No such file",
+    }
+    with pytest.raises(
+        UserError, match=rf"original, step \d: {told[content]}.*\); restore it and give the same command"
+    ):
+        train(cfg)
 
 
 def test_threads_can_not_change_in_a_process_that_runs(config):

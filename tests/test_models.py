@@ -192,6 +192,19 @@ def test_a_teacher_alone_needs_no_thumbnails():
         thumbnet.check(dataclasses.replace(cfg, methods=("bicubic",)))
 
 
+def test_slim_needs_no_thumbnails_and_kd_no_decoder():
+    cfg = Config(backbone="vgg11", image_size=32, ratio=4, width=0.0625)
+    thumbnet.check(dataclasses.replace(cfg, methods=("slim",)))
+    cfg = Config(image_size=32, ratio=4, width=0.0625, fm_tap="stage4", methods=("bicubic_kd",))
+    thumbnet.check(cfg)
+
+
+@pytest.mark.parametrize(("kind", "size", "ratio"), [("lanczos", 64, 2), ("learned", 64, 8), ("bicubic", 63, 2)])
+def test_other_downscalers_are_refused(kind, size, ratio):
+    with pytest.raises(UserError, match=rf"ratio 2 or 4 .* Received: '{kind}', {ratio} and {size}$"):
+        downscaler.build(kind, size, ratio)
+
+
 def test_decoder_ends_in_depth_to_space(photos):
     cfg = Config(width=0.0625)
     teacher = thumbnet.build_teacher(cfg, 3)

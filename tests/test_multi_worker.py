@@ -116,7 +116,7 @@ def test_machines_with_other_flags_are_refused(tmp_path):
     run.join(Config(methods=("direct",), data_dir="elsewhere"))
     with pytest.raises(UserError, match="epochs was 10 and is now 3"):
         run.join(Config(methods=("direct",), epochs=3))
-    with pytest.raises(UserError, match="the first has direct. Received: bicubic$"):
+    with pytest.raises(UserError, match="the first has others. Received: bicubic$"):
         run.join(Config(methods=("bicubic",)))
 
 

@@ -174,7 +174,7 @@ def test_mistakes_are_told(tiny_run, disc_files, tmp_path):
     def run(**options):
         predict.main(Options(**{"run_dir": str(tiny_run.path), "files": tuple(disc_files), **options}))
 
-    with pytest.raises(UserError, match=r"every file or folder must exist; correct the path. Received: nowhere.jpg"):
+    with pytest.raises(UserError, match=r"every file or folder must exist; correct the path. Received: 'nowhere.jpg'"):
         run(files=(disc_files[0], "nowhere.jpg"))
     with pytest.raises(UserError, match=r"a folder must hold images \(.jpg.*Received: .*empty"):
         (tmp_path / "empty").mkdir()

@@ -1,5 +1,6 @@
 """The tf_keras twin, its fake quantisation, and the fine-tuned TFLite files."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -13,7 +14,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from run_helpers import CLASSES, IMAGE_SIZE, RATIO
 
-from thumbnet_tf import fake_quant, qat, thumbnet, twin
+from thumbnet_tf import fake_quant, foreign, qat, thumbnet, twin
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 
@@ -144,6 +145,28 @@ def test_twin_refuses_what_it_does_not_know():
     for x, name in ((other_units, "units"), (norm, "lone_norm")):
         with pytest.raises(UserError, match=f"Received: the layer '{name}'"):
             twin.build(keras.Model(image, {"logits": x}))
+
+
+@pytest.mark.parametrize("mode", ["raw pixels", "caffe"])
+def test_twin_refuses_a_network_that_takes_raw_pixels(mode):
+    image = keras.Input((16, 16, 3))
+    x = foreign.preprocess(image, mode)
+    x = keras.layers.Conv2D(4, 3, use_bias=False, name="first")(x)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.ReLU()(x)
+    model = keras.Model(image, {"logits": keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))})
+    with pytest.raises(UserError, match=f"Received: the layer '{'first' if mode == 'raw pixels' else 'input_bgr'}'"):
+        twin.check(model)
+
+
+@pytest.mark.parametrize(("activation", "allowed"), [("relu", True), ("elu", False), ("hard_sigmoid", False)])
+def test_twin_takes_activations_that_all_compute_alike(activation, allowed):
+    image = keras.Input((16, 16, 3))
+    x = keras.layers.Rescaling(1 / 128, offset=-1.0)(image)
+    x = keras.layers.Dense(4, activation=activation, name="hidden")(keras.layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(image, {"logits": keras.layers.Dense(3)(x)})
+    with contextlib.nullcontext() if allowed else pytest.raises(UserError, match="Received: the layer 'hidden'"):
+        twin.check(model)
 
 
 def test_ranges_are_those_of_the_activations(trained):

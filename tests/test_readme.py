@@ -40,18 +40,28 @@ OPTIONS = {
     "wire": wire.Options,
     "benchmark": benchmark.Options,
 }
+# what stands for a value in commands -> one
+PLACES = {"N": "1", "K": "1", "$epochs": "1", "METHOD": "thumbnet", "FLAG": "--w_mm=1"}
 
 
 def commands() -> list[str]:
-    texts = [README, *(path.read_text() for path in (ROOT / "experiments").glob("*.flags"))]
-    return [match for text in texts for match in re.findall(r"python -m (thumbnet_tf\.[^`\n]*)", text)]
+    page = (ROOT / "experiments" / "README.md").read_text()
+    texts = [README, page, *(path.read_text() for path in (ROOT / "experiments").glob("*.flags"))]
+    joined = [text.replace("\\\n", " ") for text in texts]  # a command in a block goes on behind a backslash
+    blocks = [match for text in joined for match in re.findall(r"^(?:\S*/)?python -m (thumbnet_tf\..*)$", text, re.M)]
+    # one in a sentence may be broken by the line's end
+    inline = [match for text in joined for match in re.findall(r"`python -m (thumbnet_tf\.[^`]*)`", text)]
+    comments = [match for text in texts for match in re.findall(r"^#.*python -m (thumbnet_tf\..*)$", text, re.M)]
+    return [*blocks, *inline, *comments]
 
 
 def test_every_command_parses(monkeypatch):
     monkeypatch.chdir(ROOT)
     seen = set()
     for command in commands():
-        module, *arguments = shlex.split(command.replace("=N ", "=1 "))
+        for name, value in PLACES.items():
+            command = re.sub(rf"(?<![A-Z_]){re.escape(name)}(?![A-Z_])", value, command)
+        module, *arguments = shlex.split(command)
         name = module.removeprefix("thumbnet_tf.")
         values = absl_flags.FlagValues()
         absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)

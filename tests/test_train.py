@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import logging
 import os
 import signal
 
@@ -14,6 +15,7 @@ from train_helpers import CLASSES, assert_same, interrupt_at, rows, state_of
 from thumbnet_tf import evaluate, loop, report_data, report_sections, teachers
 from thumbnet_tf.config import UserError
 from thumbnet_tf.distribution import start
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.train import train
 
 
@@ -128,6 +130,17 @@ def test_methods_can_be_added_to_a_finished_run(config):
     run = train(config(methods=("bicubic",)))
     methods = [row["method"] for row in rows(run.path / "results.csv") if row["split"] == "test"]
     assert methods == ["original", "direct", "bicubic"]
+    assert run.config().methods == ("direct", "bicubic")
+    assert "--methods=direct,bicubic\n" in (run.path / "run.flags").read_text()  # which repeats all of it
+
+
+def test_a_start_that_is_refused_changes_nothing(config, folder):
+    run = train(config(methods=("direct",)))
+    before = {name: (run.path / name).read_text() for name in ("config.json", "run.flags")}
+    next((folder / "train" / "red").iterdir()).unlink()
+    with pytest.raises(UserError, match="data"):
+        train(config(methods=("bicubic",)))
+    assert {name: (run.path / name).read_text() for name in before} == before
 
 
 def test_all_methods_see_the_same_first_batch_and_the_same_start(config):
@@ -181,6 +194,13 @@ def test_skipped_images_are_listed(config, folder, caplog):
     run = train(config(methods=("direct",), on_bad_image="skip"))
     assert run.data_facts()["bad_images"]["train"][0][0] == "train/red/broken.png"
     assert "train/red/broken.png" in (run.path / "log.txt").read_text()
+
+
+def test_names_that_are_no_utf8_are_logged(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("thumbnet_tf"), "propagate", False)  # pytest-xdist can't pass such a name on
+    with RunDir(str(tmp_path)).log_to_file():
+        logging.getLogger("thumbnet_tf.data").warning("left out: %s", os.fsdecode(b"caf\xe9.jpg"))
+    assert "left out: caf\\udce9.jpg" in (tmp_path / "log.txt").read_text()
 
 
 def test_moving_average_is_what_is_saved_and_validated(config, monkeypatch):

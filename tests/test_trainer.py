@@ -153,6 +153,41 @@ def test_one_and_two_replicas_train_alike(method, photos):
         np.testing.assert_allclose(two[path], value, atol=1e-6, rtol=1e-6 if path not in start else 0, err_msg=path)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_resnet")
+def test_one_and_two_replicas_train_alike_by_adamw(photos):
+    cfg = config(optimizer="adamw", clip_norm=0.5, learning_rate=1e-3)
+    one = replica_weights("thumbnet", cfg, ["CPU:0"], photos)
+    two = replica_weights("thumbnet", cfg, ["CPU:0", "CPU:1"], photos)
+    start = {v.path: v.numpy() for v in make_trainer("thumbnet", cfg, synchronized=True).trainable_variables}
+    moved = np.concatenate([np.abs(one[path] - value).ravel() for path, value in start.items()])
+    apart = np.concatenate([np.abs(one[path] - two[path]).ravel() for path in start])
+    # a gradient that is all rounding moves its weight by a whole step, either way; all others agree
+    assert np.median(moved) > 1e-3
+    assert np.quantile(apart, 0.99) < 1e-5
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_trainer_computes_as_its_configuration_says(policy):
+    cfg = config(mixed_precision=policy)
+    with thumbnet.precision(policy):
+        teacher = thumbnet.build_teacher(cfg, CLASSES)
+    trainer = build_trainer("thumbnet", cfg, CLASSES, teacher)
+    half = policy.removeprefix("mixed_")
+    for model, layer in ((trainer.student, "stem_conv"), (trainer.downscaler, "downscaler_1_conv")):
+        assert model.get_layer(layer).compute_dtype == half
+    assert keras.config.dtype_policy().name == "float32"
+    trainer.compile(optimizer="sgd")
+    scaled = isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scaled == (policy == "mixed_float16")
+
+
+def test_a_teacher_of_other_classes_is_refused():
+    for method in ("thumbnet", "slim"):
+        with pytest.raises(UserError, match="as many classes as there are. Received: a T of 3 classes for 4$"):
+            build_trainer(method, config(), CLASSES + 1, thumbnet.build_teacher(config(), CLASSES))
+
+
 @pytest.mark.usefixtures("tiny_resnet")
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_overflow_on_one_replica_skips_the_step_on_all(clip_norm, photos):
@@ -231,6 +266,8 @@ def test_labels_are_class_numbers_in_a_row_or_a_column_or_probabilities(photos):
     trainer = make_trainer("thumbnet", config())
     with pytest.raises(UserError, match=r"or probabilities \(B, 3\). Received: the shape \(4, 4\)"):
         trainer.train_on_batch(images, np.eye(CLASSES + 1)[labels])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"labels must be class numbers from 0 to {CLASSES - 1}"):
+        trainer.train_on_batch(photos(2, 32), np.array([0, -1]))
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"labels must be class numbers from 0 to {CLASSES - 1}"):
         trainer.test_on_batch(images, labels + CLASSES)
 

@@ -36,6 +36,13 @@ def test_a_training_pass_equals_that_of_keras(name, batch, photos):
     assert max(np.abs(a - b).max() for a, b in zip(start, ours.non_trainable_variables, strict=True)) > 1e-3
 
 
+def test_what_the_fused_kernel_does_not_compute_stays_keras_own():
+    image = keras.Input((8, 8, 3))
+    own = [keras.layers.BatchNormalization(**settings) for settings in ({"renorm": True}, {"scale": False})]
+    trained = for_training(keras.Model(image, own[1](own[0](keras.layers.BatchNormalization()(image)))))
+    assert [type(layer) is FusedBatchNormalization for layer in trained.layers[1:]] == [True, False, False]
+
+
 @pytest.mark.usefixtures("tiny_resnet")
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_the_copy_back_is_plain_and_equal(policy, photos):

@@ -5,8 +5,8 @@ import logging
 
 import keras
 
-from thumbnet_tf import backbones, stages, teachers, thumbnet
-from thumbnet_tf.config import Config
+from thumbnet_tf import backbones, graph, stages, teachers, thumbnet
+from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.folding import fold
 from thumbnet_tf.stages import METHODS
 from thumbnet_tf.trainer import Trainer
@@ -28,9 +28,18 @@ def build_trainer(
         synchronized: whether batch statistics are taken over all replicas.
 
     Raises:
-        UserError: when there is no such method, or T isn't there or can't be used.
+        UserError: when there is no such method, or T isn't there, can't be used or has other classes.
     """
-    teacher = teachers.taken(teacher, cfg, method)
+    with graph.precision(cfg.mixed_precision):
+        return _built(method, cfg, num_classes, teachers.taken(teacher, cfg, method), synchronized)
+
+
+def _built(method: str, cfg: Config, num_classes: int, teacher: keras.Model | None, synchronized: bool) -> Trainer:
+    if teacher is not None and teacher.output["logits"].shape[-1] != num_classes:
+        raise UserError(
+            f"T must have as many classes as there are. Received: a T of {teacher.output['logits'].shape[-1]} classes "
+            f"for {num_classes}"
+        )
     keras.utils.set_random_seed(cfg.seed)  # every method starts E and D alike, and S as far as it starts from T
     row = METHODS[method]
     weights = stages.loss_weights(method, cfg)

@@ -82,6 +82,7 @@ def run(options: Any) -> None:
     Raises:
         UserError: when the run can't be read, memory can't be measured, or the results can't be written.
     """
+    tf.config.set_visible_devices([], "GPU")  # what is measured is a CPU
     subjects = [of_run(options.run_dir)] if options.run_dir else list(random_subjects(options.quick))
     rows = measure(subjects, options.rounds)
     publish(options.folder, "benchmark_inference", COLUMNS, rows, figure(rows), markdown(rows))

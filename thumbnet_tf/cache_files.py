@@ -6,16 +6,19 @@ import hashlib
 import logging
 import os
 import pathlib
+import resource
 from collections.abc import Callable, Collection, Iterator
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from thumbnet_tf.config import UserError
 from thumbnet_tf.runs import saving
 
 _OPTIONS = "group_size:1,uncompressed"  # every record can be read alone; T's maps hardly compress
 _BLOCK_BYTES = 2**16  # an ArrayRecord file is a whole number of such blocks
 _ROOM = "room.partial"  # says how large its cache will be
 _RECORD_BYTES = 64  # what a record takes beside its content, at most
+_OTHER_FILES = 512  # that a process may have open beside a cache's
 
 _log = logging.getLogger(__name__)
 
@@ -138,3 +141,20 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
 def size_text(num_bytes: float) -> str:
     """Returns a size as one reads it."""
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
+
+
+def allow_open_files(count: int) -> None:
+    """Lets the process have so many more files open at a time: those of a cache stay open once they were read.
+
+    Raises:
+        UserError: when the system doesn't allow it.
+    """
+    (soft, hard), wanted = resource.getrlimit(resource.RLIMIT_NOFILE), count + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise UserError(
+            f"all {count} files of T's cache must be open at a time; allow it (ulimit -Hn {wanted}), or take fewer "
+            f"--cached_views in a new --run_dir. Received: a limit of {hard} open files"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -219,6 +219,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if set("*?[]") & set(self.run_dir):  # TensorFlow would delete no old checkpoints, but look for such names
+            raise FlagError(f"--run_dir can't have *, ?, [ or ] in it; choose another name. Received: {self.run_dir}")
         if self.ratio not in (2, 4):
             raise FlagError(f"--ratio must be 2 or 4. Received: {self.ratio}")
         if self.teacher_weights != "none" and not self.teacher.startswith(APPLICATIONS):

@@ -9,8 +9,11 @@ import tensorflow as tf
 from keras import layers
 
 from thumbnet_tf.backbones import BATCH_NORM
+from thumbnet_tf.config import UserError
 from thumbnet_tf.initializers import LostBand
 
+FROM_PIXELS, TO_PIXELS = (1 / 128, -1.0), (128.0, 128.0)  # scale and offset of E's and S's `Rescaling`: to and fro
+KINDS = ("learned", "bicubic", "area")
 _KERNEL = {2: 5, 4: 7}  # side of E's first convolution by ratio: about two thumbnail pixels
 
 
@@ -83,7 +86,15 @@ def build(
 
     Returns:
         A model from `(B, size, size, 3)` to `(B, size/r, size/r, 3)` float32, both in [0, 255].
+
+    Raises:
+        UserError: on another kind or ratio, or a size that isn't a multiple of the ratio.
     """
+    if kind not in KINDS or ratio not in _KERNEL or size % ratio:
+        raise UserError(
+            f"a downscaler is of kind {', '.join(KINDS)}, ratio 2 or 4 and a size that is a multiple of it. "
+            f"Received: {kind!r}, {ratio} and {size}"
+        )
     image = keras.Input((size, size, 3), name="image")
     thumbnail = connect(kind, image, ratio, width, bits, residual, filters, synchronized=synchronized)
     return keras.Model(image, thumbnail, name=f"{kind}_downscaler")
@@ -105,10 +116,8 @@ def connect(
         x = Bicubic(ratio, dtype="float32", name="downscaler_bicubic")(image)
     elif kind == "area":
         x = layers.AveragePooling2D(ratio, dtype="float32", name="downscaler_area")(image)
-    elif kind == "learned":
-        x = _learned(image, ratio, width, residual, filters, synchronized)
     else:
-        raise ValueError(f"kind must be learned, bicubic or area. Received: {kind!r}")
+        x = _learned(image, ratio, width, residual, filters, synchronized)
     return ToThumbnail(bits, name="thumbnail")(x)
 
 
@@ -141,3 +150,23 @@ def _learned(
     x = layers.Conv2D(3, 1, kernel_initializer=mixing, dtype="float32", name="downscaler_residual")(x)
     x = layers.Add(dtype="float32", name="downscaler_add")([area, x])
     return layers.Rescaling(128.0, offset=128.0, dtype="float32", name="downscaler_pixels")(x)
+
+
+def takers_of_pixels(model: keras.Model) -> set[str]:
+    """Returns the names of the operations that take pixels in [0, 255] and can't take them normalised instead.
+
+    Args:
+        model: flat functional model of images in [0, 255].
+    """
+    tensors, names = {id(model.inputs[0])}, set()
+    for operation in model.operations:
+        if isinstance(operation, layers.InputLayer):
+            continue
+        kind, takes = type(operation), any(id(tensor) in tensors for tensor in tf.nest.flatten(operation.input))
+        rescaling = (operation.scale, operation.offset) if kind is layers.Rescaling else None
+        kept = takes and (kind in (Bicubic, ToThumbnail) or operation.name == "downscaler_area")
+        if kept or (rescaling == TO_PIXELS and not takes):
+            tensors.add(id(operation.output))
+        elif takes and rescaling != FROM_PIXELS:
+            names.add(operation.name)
+    return names

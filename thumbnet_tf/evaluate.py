@@ -15,6 +15,7 @@ from thumbnet_tf import costs, flags
 from thumbnet_tf.config import Config, UserError, check_options, option
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.data import pipeline, sources
+from thumbnet_tf.loop import explained
 from thumbnet_tf.progress import track
 from thumbnet_tf.runs import RunDir, write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
@@ -109,7 +110,8 @@ def _logits(run: RunDir, method: str, split: sources.Split, cfg: Config) -> np.n
     predict = tf.function(lambda images: classify(small, network, images))
     logits = np.full((split.num_examples, network.output["logits"].shape[-1]), np.nan, np.float32)
     done = 0
-    with track(None, split.num_examples, f"evaluating {method} on {split.name}") as bar:
+    what = f"evaluating {method} on {split.name}"
+    with track(None, split.num_examples, what) as bar, explained(cfg, lambda: what):
         for batch in pipeline.eval_batches(split, cfg):
             real = batch["mask"].numpy() > 0
             logits[batch["id"].numpy()[real]] = predict(batch["image"]).numpy()[real]
@@ -149,6 +151,21 @@ def read_results(run: RunDir, split: str) -> list[dict[str, str]]:
     """
     rows = read_rows(run.path / "results.csv", COLUMNS, words=("method", "split"))
     return [row for row in rows if row["split"] == split]
+
+
+def results_of(run: RunDir, method: str) -> list[dict[str, str]]:
+    """Returns the test rows of `results.csv`, among which must be those of T and of a method.
+
+    Raises:
+        UserError: when they aren't, or the file is damaged.
+    """
+    rows = read_results(run, "test")
+    if not {ORIGINAL, method} <= {row["method"] for row in rows}:
+        raise UserError(
+            f"--run_dir must hold results of {ORIGINAL} and {method}; `python -m thumbnet_tf.evaluate "
+            f"--run_dir={run.path}` makes them. Received: {run.path}"
+        )
+    return rows
 
 
 def table(run: RunDir) -> str:

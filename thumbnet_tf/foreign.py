@@ -20,7 +20,7 @@ NAME = "own_teacher"
 INPUTS = ("0..255", "0..1", "-1..1", "caffe", "torch")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, RGB in [0, 1]
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR in [0, 255]
-_RESERVED = ("image", "thumbnail", "logits", "other_label", "label", "share")
+_RESERVED = ("image", "thumbnail", "logits", "label", "other_label", "share", "id", "view", "mask")
 _INPUT_LAYERS = ("input_rescaling", "input_bgr")
 _KEPT_AS = {  # where Keras looks for another name than that of what it fetches
     "NASNet-mobile-no-top.h5": "nasnet_mobile_no_top.h5",

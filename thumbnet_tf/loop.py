@@ -23,7 +23,7 @@ from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.distribution import Job
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import saving
+from thumbnet_tf.runs import reason, saving
 from thumbnet_tf.teacher_cache import UNREADABLE
 from thumbnet_tf.trainer import Trainer
 
@@ -31,6 +31,8 @@ TERMS = ("loss", "cl", "kd", "fm", "mm", "accuracy", "agreement")
 COLUMNS = ("epoch", "step", "learning_rate", *TERMS, *(f"val_{name}" for name in TERMS), "images_per_second")
 
 _LOG_STEPS = 25
+# what TensorFlow says of a file that was an image when the run began
+_NO_IMAGE = ("Unknown image file format", "Invalid JPEG", "Invalid PNG", "Input is empty", "Permission denied")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _log = logging.getLogger(__name__)
@@ -162,10 +164,14 @@ def explained(cfg: Config, doing: Callable[[], str]) -> Iterator[None]:
         ) from error
     except tf.errors.NotFoundError as error:
         raise UserError(
-            f"{doing()}: a file of the data is gone ({' '.join(error.message.split())[:150]}); restore it and give the "
-            "same command again"
+            f"{doing()}: a file of the data is gone ({reason(error)[:200]}); restore it and give the same command again"
         ) from error
     except tf.errors.OpError as error:
+        if any(text in error.message for text in _NO_IMAGE):
+            raise UserError(
+                f"{doing()}: an image can't be read any more ({reason(error)[:200]}); restore it and give the same "
+                "command again"
+            ) from error
         if UNREADABLE not in error.message:
             raise
         line = next(line for line in error.message.splitlines() if UNREADABLE in line)

@@ -6,7 +6,10 @@ turns so that a disturbance of the machine hits all alike.
 
 import dataclasses
 import json
+import math
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +23,7 @@ from thumbnet_tf import parity_worker
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.progress import track
+from thumbnet_tf.runs import saving
 from thumbnet_tf.thumbnet import Deployed
 
 COLUMNS = (
@@ -103,7 +107,7 @@ def compare(
         difference of any probability, and milliseconds for one image.
 
     Raises:
-        UserError: when an artifact can't be run.
+        UserError: when an artifact can't be run, or there is no room for temporary files.
     """
     with tempfile.TemporaryDirectory(prefix="thumbnet-parity-") as name:
         folder = pathlib.Path(name)
@@ -117,7 +121,7 @@ def compare(
                 for subject, (values, times) in zip(chosen, answers, strict=True):
                     if subject.artifact == "downscaler":
                         values = scores(values)
-                    truth = expected["teacher" if subject.artifact == "teacher" else "thumbnet"]
+                    truth = expected["classifier" if subject.artifact == "downscaler" else subject.artifact]
                     rows.append(_row(subject, values, truth, split.labels, count, times))
     order = {subject: index for index, subject in enumerate(subjects)}
     place = {(subject.artifact, subject.variant): order[subject] for subject in subjects}
@@ -127,31 +131,46 @@ def compare(
 def _prepare(
     folder: pathlib.Path, subjects: Sequence[Subject], models: Deployed, split: sources.Split, cfg: Config
 ) -> dict[str, np.ndarray]:
-    """Writes the inputs that the subjects take, and returns Keras' probabilities (n, C) of E + S and T."""
+    """Writes the inputs that the subjects take, and returns Keras' probabilities (n, C) by artifact.
+
+    Those of `classifier` are S's on thumbnails as files hold them: whole numbers, whatever the run's thumbnails are.
+    """
     count, needed = split.num_examples, {subject.input for subject in subjects}
     shapes = {"images": (count, cfg.image_size, cfg.image_size, 3), "thumbnails": models.student.input_shape}
     shapes["thumbnails"] = (count, *shapes["thumbnails"][1:])
+    size, free = sum(map(math.prod, shapes.values())), shutil.disk_usage(folder).free
+    if size > free:  # mapped into memory: writing beyond the disk would kill the process
+        raise UserError(
+            f"temporary files need {size / 2**20:.0f} MB in {folder.parent}; make room there, or name another folder "
+            f"in TMPDIR. Received: {free / 2**20:.0f} MB free"
+        )
     arrays = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape) for name, shape in shapes.items()
     }
     classes = models.shipped.output["logits"].shape[-1]
-    expected = {name: np.zeros((count, classes), np.float32) for name in ("thumbnet", "teacher")}
+    expected = {name: np.zeros((count, classes), np.float32) for name in ("thumbnet", "classifier", "teacher")}
 
     @tf.function
-    def predict(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def predict(images: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         images = tf.cast(images, tf.float32)
         shipped = models.shipped(images, training=False)
-        scores = tf.nn.softmax(shipped["logits"])
-        return shipped["thumbnail"], scores, tf.nn.softmax(models.teacher(images, training=False)["logits"])
+        thumbnails = tf.round(shipped["thumbnail"])
+        answers = {
+            "thumbnet": shipped,
+            "classifier": models.student(thumbnails, training=False),
+            "teacher": models.teacher(images, training=False),
+        }
+        return thumbnails, {name: tf.nn.softmax(answer["logits"]) for name, answer in answers.items()}
 
     with track(None, count, "Keras' own answers") as bar:
         for batch in pipeline.eval_batches(split, cfg):
             real = batch["mask"].numpy() > 0
             ids = batch["id"].numpy()[real]
-            thumbnails, scores, taught = (value.numpy()[real] for value in predict(batch["image"]))
+            thumbnails, scores = predict(batch["image"])
             arrays["images"][ids] = batch["image"].numpy()[real]
-            arrays["thumbnails"][ids] = np.rint(thumbnails)
-            expected["thumbnet"][ids], expected["teacher"][ids] = scores, taught
+            arrays["thumbnails"][ids] = thumbnails.numpy()[real]
+            for name, values in scores.items():
+                expected[name][ids] = values.numpy()[real]
             bar.update(len(ids))
     if "originals.files" in needed:
         _write_files(folder / "originals.files", pipeline.encoded_images(split))
@@ -162,11 +181,11 @@ def _prepare(
 
 def _write_files(path: pathlib.Path, files: Iterator[bytes]) -> None:
     offsets = [0]
-    with open(path, "wb") as out:
+    with saving(path), open(path, "wb") as out:
         for data in files:
             out.write(data)
             offsets.append(offsets[-1] + len(data))
-    with open(f"{path}.offsets", "wb") as out:
+    with saving(path), open(f"{path}.offsets", "wb") as out:
         np.save(out, np.array(offsets, np.int64))
 
 
@@ -203,9 +222,10 @@ def run(
     job.write_text(json.dumps({"runtime": runtime, "threads": threads, "models": models}))
     # -P: the package's folder, where the script lies, is not to be imported from
     command = [sys.executable, "-P", parity_worker.__file__, str(job)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}  # an accelerator's memory may be taken by this process
     with (
         open(folder / "errors.txt", "w+") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
         track(None, examples * len(subjects), f"{runtime} with {threads} threads") as bar,
     ):
         for line in process.stdout:

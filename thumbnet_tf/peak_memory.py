@@ -47,7 +47,7 @@ def measure(models: Sequence[keras.Model], batch_size: int, dtype: str = "float3
         for model, path in zip(models, paths, strict=True):
             model.save(path)
         command = [sys.executable, "-m", "thumbnet_tf.peak_memory", str(batch_size), dtype, *map(str, paths)]
-        environment = {**os.environ, **_GIVE_BACK, "TF_CPP_MIN_LOG_LEVEL": "2"}
+        environment = {**os.environ, **_GIVE_BACK, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:] or ["no message"]

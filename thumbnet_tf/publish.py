@@ -56,17 +56,30 @@ def staging(
         number = version or max(existing, default=0) + 1
         folders = {name: root / name / f"{_PARTIAL}{number}" for name in names}
         for name in names:
-            for left in (root / name).glob(f"{_PARTIAL}*"):  # by an export that was killed: we hold its lock
-                shutil.rmtree(left)
-            folders[name].mkdir()
+            with saving(root / name):
+                for left in (root / name).glob(f"{_PARTIAL}*"):  # by an export that was killed: we hold its lock
+                    shutil.rmtree(left)
+                folders[name].mkdir()
         try:
             yield number, folders
             for name, folder in folders.items():
                 with saving(folder):
+                    for path in (*folder.rglob("*"), folder):
+                        _sync(path)
                     os.rename(folder, root / name / str(number))
+                    _sync(root / name)
         finally:
             for folder in folders.values():
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Writes a file or a folder's names through to the disk, so that a loss of power leaves no version half written."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from thumbnet_tf import benchmark_report, parity, plots, publish, teachers
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.data import sources
-from thumbnet_tf.evaluate import read_results
+from thumbnet_tf.evaluate import results_of
 from thumbnet_tf.predict import choose_method
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import METHODS, ORIGINAL, students
@@ -113,12 +113,8 @@ def gather(run: RunDir, method: str = "", export_dir: str = "", data_dir: str = 
     method = choose_method(run, method)
     if METHODS[method].downscaler == "none":
         raise UserError(f"--method must be one that reads thumbnails; train one first. Received: {method}")
-    rows = _results(run)
-    if not {ORIGINAL, method} <= rows.keys():
-        raise UserError(
-            f"--run_dir must hold results of {ORIGINAL} and {method}; `python -m thumbnet_tf.evaluate "
-            f"--run_dir={run.path}` makes them. Received: {run.path}"
-        )
+    found = results_of(run, method)
+    rows = {name: row for name in METHODS for row in found if row["method"] == name}  # in the order of METHODS
     facts = run.data_facts()
     if not {"classes", "examples", "fingerprint"} <= facts.keys():
         raise UserError(f"a run's data.json must be as training wrote it; restore it. Received: {run.path}/data.json")
@@ -184,12 +180,6 @@ def _read_export(folder: pathlib.Path) -> Export:
 
 def _same(named: str, path: pathlib.Path) -> bool:
     return bool(named) and pathlib.Path(named).resolve() == path.resolve()
-
-
-def _results(run: RunDir) -> dict[str, dict[str, str]]:
-    """Returns the test rows of `results.csv` by method, in the order of `METHODS`."""
-    rows = read_results(run, "test")
-    return {name: row for name in METHODS for row in rows if row["method"] == name}
 
 
 def _benchmark(run: RunDir) -> list[dict[str, str]]:

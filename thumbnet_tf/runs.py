@@ -68,13 +68,22 @@ class RunDir:
         return dataclasses.replace(Config.from_json(text, str(where)), run_dir=str(self.path))
 
     def claim(self, cfg: Config) -> None:
-        """Makes this the directory of `cfg`, or checks that it already is.
+        """Makes this the directory of `cfg`, or checks that it already is one of a run of the same configuration.
 
         Raises:
             UserError: when it belongs to another configuration (the differences are named), or can't be written.
         """
         if (self.path / "data.json").exists():  # until then nothing was trained, and another start may correct it
             self._check_same(self.config(), cfg)
+        else:
+            self._write(cfg)
+
+    def record(self, cfg: Config) -> None:
+        """Notes the configuration of a start that was accepted; methods that an earlier one has finished stay in it."""
+        before = [name for name in self.config().methods if self.is_done(name) and name not in cfg.methods]
+        self._write(dataclasses.replace(cfg, methods=(*before, *cfg.methods)))
+
+    def _write(self, cfg: Config) -> None:
         write_atomically(self.path / "config.json", cfg.to_json())
         header = f"repeats this run: python -m thumbnet_tf.train --flagfile={self.path}/run.flags --run_dir=NEW"
         write_atomically(self.path / "run.flags", to_flagfile(cfg, header))
@@ -85,13 +94,7 @@ class RunDir:
         Raises:
             UserError: when it was started with other flags.
         """
-        first = self.config()
-        self._check_same(first, cfg)
-        if first.methods != cfg.methods:
-            raise UserError(
-                f"--methods must be the same on all machines: the first has {','.join(first.methods)}. "
-                f"Received: {','.join(cfg.methods)}"
-            )
+        self._check_same(self.config(), cfg)
 
     def _check_same(self, old: Config, new: Config) -> None:
         differences = [
@@ -137,7 +140,7 @@ class RunDir:
     @contextlib.contextmanager
     def log_to_file(self) -> Iterator[None]:
         """Appends the package's log to `log.txt` for a while."""
-        handler = logging.FileHandler(self.path / "log.txt")
+        handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         package = logging.getLogger("thumbnet_tf")
         package.setLevel(logging.INFO)
@@ -265,6 +268,13 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
         os.replace(partial, path)
 
 
+def reason(error: OSError | tf.errors.OpError) -> str:
+    """Returns in one line what the system or TensorFlow says went wrong."""
+    text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
+    text = re.sub(r"\[\[.*?\]\]|\{\{.*?\}\}|\[Op:\w*\]", "", text)  # TensorFlow's names of nodes
+    return " ".join(text.split())
+
+
 @contextlib.contextmanager
 def saving(path: pathlib.Path) -> Iterator[None]:
     """Turns a failure to write (full disk, read-only folder) into one line."""
@@ -273,9 +283,8 @@ def saving(path: pathlib.Path) -> Iterator[None]:
     except tf.errors.UnavailableError:  # not the disk: another machine is gone while all save
         raise
     except (OSError, tf.errors.OpError) as error:
-        text = re.sub(r"\{\{.*?\}\}", "", getattr(error, "strerror", None) or str(error))  # TensorFlow's node names
         raise UserError(
-            f"{path} can't be written ({' '.join(text.split())[-150:]}); what was saved before is intact. "
+            f"{path} can't be written ({reason(error)[-150:]}); what was saved before is intact. "
             "Make room, then give the same command again"
         ) from error
 

@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from thumbnet_tf.cache_files import file_size, growing, held, identity, lock, size_text, writing
+from thumbnet_tf.cache_files import allow_open_files, file_size, growing, held, identity, lock, size_text, writing
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline
 from thumbnet_tf.data.sources import Split
@@ -143,11 +143,12 @@ class TeacherCache:
         """Adds T's outputs, by their names, to batches of `data/pipeline.py` whose `view` is a position in `views`.
 
         Raises:
-            UserError: when a file has become unreadable since the cache was prepared.
+            UserError: when a file has become unreadable since the cache was prepared, or so many can't be open.
         """
         names = list(self.outputs)
         files = [(view, block) for view in range(len(self.views)) for block in range(self._num_blocks)]
         paths = {name: [str(self.path(name, *file)) for file in files] for name in names}
+        allow_open_files(len(files) * len(names))
         try:
             sources = [ArrayRecordDataSource(paths[name]) for name in names]  # reads the end of each file
         except Exception as error:  # the library raises RuntimeError, IndexError and others
@@ -229,20 +230,22 @@ def prepare(cfg: Config, teacher: keras.Model, caches: Mapping[str, TeacherCache
         UserError: when they would be larger than allowed or than the disk, or can't be written.
     """
     with contextlib.ExitStack() as stack:
-        for cache in caches.values():
-            stack.enter_context(lock(cache.folder))
+        ours = {cache: stack.enter_context(contextlib.ExitStack()) for cache in caches.values()}
+        for cache, held_open in ours.items():
+            held_open.enter_context(lock(cache.folder))
             for path in cache.folder.rglob("*.partial"):  # of a process that was killed
                 path.unlink()
-        missing = {name: cache.missing() for name, cache in caches.items()}
+        missing = {cache: cache.missing() for cache in ours}
         if not any(missing.values()):
             return
         with lock(folder_of(cfg)):  # what two processes add might exceed the limit together
-            check_room(cfg, {cache: missing[name] for name, cache in caches.items()})
-            for name, cache in caches.items():
-                stack.enter_context(growing(cache.folder, cache.num_bytes(missing[name])))
-        for name, cache in caches.items():
-            if missing[name]:
-                cache.fill(teacher, cfg, missing[name])
+            check_room(cfg, missing)
+            for cache, held_open in ours.items():
+                held_open.enter_context(growing(cache.folder, cache.num_bytes(missing[cache])))
+        for cache in sorted(ours, key=lambda each: len(missing[each])):  # a small one may be all that others wait for
+            if missing[cache]:
+                cache.fill(teacher, cfg, missing[cache])
+            ours[cache].close()
 
 
 def check_room(cfg: Config, files: Mapping[TeacherCache, Sequence[tuple[str, int, int]]]) -> None:

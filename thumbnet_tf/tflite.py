@@ -24,7 +24,7 @@ from keras import layers, ops
 from tensorflow.lite.python import schema_py_generated as schema
 
 from thumbnet_tf.config import UserError
-from thumbnet_tf.downscaler import Bicubic, ToThumbnail
+from thumbnet_tf.downscaler import FROM_PIXELS, TO_PIXELS, Bicubic, ToThumbnail, takers_of_pixels
 
 SIGNATURE = "serving_default"
 VARIANTS = ("float32", "float16", "dynamic", "int8")
@@ -38,7 +38,6 @@ INTERFACES = {
 }
 
 _FLOATS = (schema.TensorType.FLOAT16, schema.TensorType.FLOAT32, schema.TensorType.FLOAT64)
-FROM_PIXELS, TO_PIXELS = (1 / 128, -1.0), (128.0, 128.0)  # scale and offset of a `Rescaling`: to and fro
 _BYTE = {"min": -1.0, "max": 127 / 128, "num_bits": 8}  # a pixel's byte, normalised: steps of exactly 1/128
 
 
@@ -165,7 +164,7 @@ def _save(model: keras.Model, name: str, integer: bool, folder: str) -> None:
 def _rewritten(model: keras.Model, integer: bool) -> keras.Model:
     """Returns the model in operators that TFLite has; for integers, on normalised pixels from end to end."""
     # of a copy, whose layers are called once: those of S are called in E + S too
-    pixels = _pixels(keras.models.clone_model(model)) if integer else set()
+    pixels = takers_of_pixels(keras.models.clone_model(model)) if integer else set()
 
     def call(layer: keras.Operation, x: Any, *args, **kwargs) -> Any:
         if isinstance(layer, Bicubic):
@@ -214,22 +213,6 @@ def _goes_on_blocks(layer: keras.Operation) -> bool:
     (side, other), (stride, across) = layer.kernel_size, layer.strides
     square = side == other and stride == across and layer.dilation_rate == (1, 1)
     return square and side >= stride > 1 and layer.activation is keras.activations.linear
-
-
-def _pixels(model: keras.Model) -> set[str]:
-    """Returns the names of the operations that take pixels in [0, 255] and can't take them normalised instead."""
-    tensors, names = {id(model.inputs[0])}, set()
-    for operation in model.operations:
-        if isinstance(operation, layers.InputLayer):
-            continue
-        kind, takes = type(operation), any(id(tensor) in tensors for tensor in tf.nest.flatten(operation.input))
-        rescaling = (operation.scale, operation.offset) if kind is layers.Rescaling else None
-        kept = takes and (kind in (Bicubic, ToThumbnail) or operation.name == "downscaler_area")
-        if kept or (rescaling == TO_PIXELS and not takes):
-            tensors.add(id(operation.output))
-        elif takes and rescaling != FROM_PIXELS:
-            names.add(operation.name)
-    return names
 
 
 class ToByte(layers.Layer):

@@ -104,10 +104,12 @@ def check(cfg: Config, teacher: keras.Model | None = None, *, initial: bool = Fa
         UserError: when the backbone, the sizes or the tap don't go together.
     """
     teacher = teacher or build_teacher(cfg, 2, initial=initial)
-    if not stages.students(cfg):
+    methods = [name for name in stages.students(cfg) if stages.METHODS[name].from_teacher]
+    if not methods:
         return
-    student, _ = build_student(cfg, teacher)
-    build_decoder(student, teacher, fm_tap(cfg, teacher))
+    (student, _), tap = build_student(cfg, teacher), fm_tap(cfg, teacher)
+    if any("fm" in stages.METHODS[name].losses for name in methods):
+        build_decoder(student, teacher, tap)
     images = np.zeros((2, *student.input.shape[1:]), np.float32)
     try:
         fits = student(images, training=False)["logits"].shape[0] == len(images)

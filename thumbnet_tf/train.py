@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import types
+import zlib
 from collections.abc import Collection, Sequence
 
 import keras
@@ -108,6 +109,7 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
                 if not (run.path / "data.json").exists():
                     _check_room(cfg, dataset, students, given)
                 run.bind_data(facts)  # all that can be checked was; from here on the directory is this run's
+                run.record(cfg)
             job.barrier()
             if not job.is_chief:
                 distribution.await_shared(run.path / "data.json", job)
@@ -154,6 +156,9 @@ def _claim(run: RunDir, cfg: Config, job: distribution.Job) -> None:
     distribution.await_shared(path, job, f"{job.from_chief(token)}\n")
     if not job.is_chief:
         run.join(cfg)
+    methods = ",".join(cfg.methods)
+    if job.from_chief(digest := zlib.crc32(methods.encode())) != digest:
+        raise UserError(f"--methods must be the same on all machines, and the first has others. Received: {methods}")
 
 
 def _warn_of_slow_precision(cfg: Config) -> None:

@@ -147,7 +147,11 @@ class Trainer(keras.Model):
             labels = tf.cast(labels, tf.int64)
             message = f"labels must be class numbers from 0 to {classes - 1}"
             limit = tf.constant(classes, tf.int64)
-            with tf.control_dependencies([tf.debugging.assert_less(tf.reduce_max(labels), limit, message)]):
+            within = [
+                tf.debugging.assert_non_negative(tf.reduce_min(labels), message),
+                tf.debugging.assert_less(tf.reduce_max(labels), limit, message),
+            ]
+            with tf.control_dependencies(within):
                 labels = tf.identity(labels)
         return images, given, labels, weights
 

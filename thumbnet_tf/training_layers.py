@@ -145,7 +145,7 @@ def _fits(layer: layers.BatchNormalization | layers.Conv2D) -> bool:
     if len(layer.input.shape) != 4:  # the fused kernel takes maps
         return False
     if isinstance(layer, layers.BatchNormalization):
-        return layer.scale and layer.center and layer.axis in (-1, 3)
+        return layer.scale and layer.center and layer.axis in (-1, 3) and not getattr(layer, "renorm", False)
     usual = layer.data_format == "channels_last" and layer.groups == 1 and tuple(layer.dilation_rate) == (1, 1)
     sides = (*layer.output.shape[1:3], *layer.kernel_size)
     return usual and None not in sides and max(sides) <= _SMALL and max(layer.kernel_size) > 1

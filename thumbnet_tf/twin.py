@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras import layers
 
 from thumbnet_tf.config import UserError
-from thumbnet_tf.downscaler import ToThumbnail
+from thumbnet_tf.downscaler import FROM_PIXELS, TO_PIXELS, ToThumbnail, takers_of_pixels
 from thumbnet_tf.folding import folded_weights, only_consumer
 from thumbnet_tf.graph import consumers_of
 
@@ -36,7 +36,8 @@ _SETTINGS = {
     layers.Flatten: (),
 }
 _SUPPORTED = (layers.InputLayer, layers.Rescaling, layers.BatchNormalization, ToThumbnail, *_SETTINGS)
-_CANCELLED = ((1 / 128, -1.0), (128.0, 128.0))  # scale and offset of a `Rescaling` from pixels and to pixels
+# what Keras 3, tf_keras and TFMOT all know, and compute alike
+_ACTIVATIONS = (keras.activations.linear, keras.activations.relu)
 
 LOW, HIGH = -1.0, 127 / 128  # the pixels 0 and 255 in the twin's units
 
@@ -94,7 +95,7 @@ def check(model: keras.Model) -> None:
         UserError: when it holds a layer that has none.
     """
     consumers = consumers_of(model)
-    folded = set()
+    folded, takers = set(), takers_of_pixels(model)
     for layer in model.operations:
         kind = type(layer)
         if kind is layers.Conv2D:
@@ -103,7 +104,9 @@ def check(model: keras.Model) -> None:
         misfit = (
             kind not in _SUPPORTED
             or (kind is layers.Conv2D and layer.activation is not keras.activations.linear)
-            or (kind is layers.Rescaling and (layer.scale, layer.offset) not in _CANCELLED)
+            or (kind is layers.Dense and layer.activation not in _ACTIVATIONS)
+            or (kind is layers.Rescaling and (layer.scale, layer.offset) not in (FROM_PIXELS, TO_PIXELS))
+            or layer.name in takers
             or (kind is layers.BatchNormalization and layer.name not in folded)
         )
         if misfit:
@@ -154,6 +157,7 @@ def _unsupported(layer: layers.Layer) -> UserError:
     supported = ", ".join(kind.__name__ for kind in _SUPPORTED)
     return UserError(
         "int8_qat, pruned and clustered need a model of plain layers "
-        f"({supported}; batch normalisation behind a convolution, Rescaling from or to pixels). "
+        f"({supported}; batch normalisation behind a convolution, no activation but relu in Dense, Rescaling between "
+        "pixels p and (p - 128) / 128 only, and nothing else that takes pixels). "
         f"Received: the layer {layer.name!r} of type {type(layer).__name__}"
     )

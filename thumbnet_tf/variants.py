@@ -1,5 +1,6 @@
 """The TFLite files of an export: which models in which variants, and what they are made from."""
 
+import contextlib
 import logging
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -117,7 +118,7 @@ def _files(
     calibration: np.ndarray,
     lenient: bool,
 ) -> Iterator[tuple[str, str, bytes]]:
-    yield from _converted(models.teacher, TEACHER, "float32", None, lenient)
+    yield from _converted(models.teacher, TEACHER, "float32", None, True)  # for comparison only
     thumbnails = np.concatenate(
         [np.rint(models.downscaler(image[None].astype(np.float32), training=False)) for image in calibration]
     ).astype(np.uint8)
@@ -130,8 +131,9 @@ def _files(
         _log.info("converting to %s", variant)
         if variant in qat.VARIANTS:
             batches = pipeline.train_batches(train, cfg, epochs=epochs or qat.EPOCHS[variant])
-            tuned = qat.finetuned(variant, cfg, models.shipped, batches, calibration, cache)
-            yield from ((artifact, variant, content) for artifact, content in tuned.items())
+            with _leaving_out("thumbnet", variant, lenient):
+                tuned = qat.finetuned(variant, cfg, models.shipped, batches, calibration, cache)
+                yield from ((artifact, variant, content) for artifact, content in tuned.items())
             continue
         for artifact, (model, images) in parts.items():
             yield from _converted(model, artifact, variant, images, lenient)
@@ -141,12 +143,21 @@ def _converted(
     model: keras.Model, artifact: str, variant: str, images: np.ndarray | None, lenient: bool
 ) -> Iterator[tuple[str, str, bytes]]:
     """Converts a model; one that the converter can't take gives nothing, or an error."""
-    try:
+    with _leaving_out(artifact, variant, lenient):
         yield artifact, variant, tflite.convert(model, artifact, variant, calibration=images)
-    except (UserError, tf.errors.OpError):
+
+
+@contextlib.contextmanager
+def _leaving_out(artifact: str, variant: str, lenient: bool) -> Iterator[None]:
+    """Turns what the block raises into one line: a warning where lenient; else, or if the machine failed, an error."""
+    try:
+        yield
+    except UserError:
         raise
-    except Exception as error:  # the converter raises many kinds
+    except Exception as error:  # converters raise many kinds
         text = f"{artifact} can't be made as {variant}. Received: {' '.join(str(error).split())[:200]}"
+        if isinstance(error, OSError | tf.errors.OpError):
+            raise UserError(f"make room in memory and in the folder of temporary files, TMPDIR; {text}") from error
         if not lenient:
             raise UserError(f"leave {variant} out of --variants; {text}") from error
         _log.warning("left out: %s", text)
