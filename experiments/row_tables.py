@@ -73,11 +73,12 @@ def about(row: str) -> str:
 
 
 def rows_of(of_set: str) -> list[dict[str, str]]:
-    """Returns the rows of a set's CSV, and those of its T where these stand in another set's; empty if not measured."""
+    """Returns the rows of a set's CSV, and where T stands in another set's, T of their seeds; empty if not measured."""
     rows = read_rows(RESULTS / f"{of_set}.csv")
     if rows and of_set in TEACHER_SETS:
+        seeds = {row["seed"] for row in rows}
         teachers = read_rows(RESULTS / f"{TEACHER_SETS[of_set]}.csv")
-        rows += [row for row in teachers if row["row"] == teacher_row(row["row"])]
+        rows += [row for row in teachers if row["row"] == teacher_row(row["row"]) and row["seed"] in seeds]
     return rows
 
 

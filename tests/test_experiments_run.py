@@ -227,6 +227,17 @@ def test_every_row_is_a_configuration_with_its_sets_sizes(row, monkeypatch):
     assert cfg.mixup_alpha == (0 if cfg.dataset.startswith("fine_detail") else 1)  # of the base that photographs share
 
 
+def test_a_set_is_shown_beside_its_teacher_of_the_same_seeds(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(row_tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setitem(run.TEACHER_SETS, "discs_64", "discs_32")
+    write_rows(tmp_path / "results" / "discs_64.csv", run.COLUMNS, [{"row": "discs_64_bicubic", "seed": 3}])
+    theirs = [{"row": f"discs_32_{name}", "seed": seed} for name in ("bicubic", "original") for seed in (0, 3)]
+    write_rows(tmp_path / "results" / "discs_32.csv", run.COLUMNS, theirs)
+    found = [(row["row"], row["seed"]) for row in row_tables.rows_of("discs_64")]
+    assert found == [("discs_64_bicubic", "3"), ("discs_32_original", "3")]
+    assert row_tables.rows_of("discs_128") == []
+
+
 def test_table_computes_mean_spread_and_recovered_share(monkeypatch):
     monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
     common = {"split": "test", "teacher_agreement": "0.5", "macs": "9900000", "params": "2800000"}
