@@ -3,6 +3,7 @@
 import pathlib
 import signal
 import time
+import types
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from multi_worker_helpers import Machines, await_pause, environment
 from run_helpers import write_discs
 from train_helpers import assert_same, rows, state_of
 
-from thumbnet_tf import distribution
+from thumbnet_tf import distribution, train
 from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.distribution import Job, Task, task_of
 from thumbnet_tf.runs import RunDir
@@ -116,8 +117,9 @@ def test_machines_with_other_flags_are_refused(tmp_path):
     run.join(Config(methods=("direct",), data_dir="elsewhere"))
     with pytest.raises(UserError, match="epochs was 10 and is now 3"):
         run.join(Config(methods=("direct",), epochs=3))
-    with pytest.raises(UserError, match="the first has others. Received: bicubic$"):
-        run.join(Config(methods=("bicubic",)))
+    job = types.SimpleNamespace(is_chief=True, machines=2, from_chief=lambda value: 7)  # what the first machine says
+    with pytest.raises(UserError, match="--methods must be the same on all machines, .* others. Received: bicubic$"):
+        train._claim(RunDir(tmp_path), Config(methods=("bicubic",)), job)
 
 
 def test_a_cpu_is_one_replica():
