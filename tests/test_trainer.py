@@ -163,7 +163,7 @@ def test_one_and_two_replicas_train_alike_by_adamw(photos):
     moved = np.concatenate([np.abs(one[path] - value).ravel() for path, value in start.items()])
     apart = np.concatenate([np.abs(one[path] - two[path]).ravel() for path in start])
     # a gradient that is all rounding moves its weight by a whole step, either way; all others agree
-    assert np.median(moved) > 1e-3
+    assert np.median(moved) > 5e-4
     assert np.quantile(apart, 0.99) < 1e-5
 
 
