@@ -192,11 +192,14 @@ def test_a_teacher_alone_needs_no_thumbnails():
         thumbnet.check(dataclasses.replace(cfg, methods=("bicubic",)))
 
 
-def test_slim_needs_no_thumbnails_and_kd_no_decoder():
-    cfg = Config(backbone="vgg11", image_size=32, ratio=4, width=0.0625)
-    thumbnet.check(dataclasses.replace(cfg, methods=("slim",)))
-    cfg = Config(image_size=32, ratio=4, width=0.0625, fm_tap="stage4", methods=("bicubic_kd",))
-    thumbnet.check(cfg)
+@pytest.mark.parametrize(("method", "built"), [("slim", []), ("bicubic_kd", ["S"]), ("thumbnet", ["S", "D"])])
+def test_only_what_a_method_needs_is_checked(method, built, monkeypatch):
+    found = []
+    for name, function in (("S", "build_student"), ("D", "build_decoder")):
+        build = getattr(thumbnet, function)
+        monkeypatch.setattr(thumbnet, function, lambda *args, n=name, b=build: found.append(n) or b(*args))
+    thumbnet.check(Config(image_size=32, ratio=2, width=0.0625, methods=(method,)))
+    assert found == built
 
 
 @pytest.mark.parametrize(("kind", "size", "ratio"), [("lanczos", 64, 2), ("learned", 64, 8), ("bicubic", 63, 2)])

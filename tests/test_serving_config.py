@@ -104,6 +104,7 @@ def test_kserve_yaml():
     assert 0 <= predictor["minReplicas"] < predictor["maxReplicas"]
     assert predictor["scaleMetric"] in ("cpu", "memory", "concurrency", "rps") and predictor["scaleTarget"] > 0
     assert predictor["model"]["modelFormat"]["name"] == "tensorflow"
+    assert f"tensorflow/serving:{predictor['model']['runtimeVersion']} " in (FOLDER / "README.md").read_text()
     assert predictor["model"]["storageUri"].partition("://")[0] in ("pvc", "s3", "gs", "https")
     for kind in ("requests", "limits"):
         assert set(predictor["model"]["resources"][kind]) == {"cpu", "memory"}

@@ -167,18 +167,18 @@ def explained(cfg: Config, doing: Callable[[], str]) -> Iterator[None]:
             f"{doing()}: a file of the data is gone ({reason(error)[:200]}); restore it and give the same command again"
         ) from error
     except tf.errors.OpError as error:
+        if UNREADABLE in error.message:
+            line = next(line for line in error.message.splitlines() if UNREADABLE in line)
+            raise UserError(
+                f"{doing()}: {line.strip()}; the last checkpoint is intact. Give the same command again: what is "
+                "damaged is made anew"
+            ) from error
         if any(text in error.message for text in _NO_IMAGE):
             raise UserError(
                 f"{doing()}: an image can't be read any more ({reason(error)[:200]}); restore it and give the same "
                 "command again"
             ) from error
-        if UNREADABLE not in error.message:
-            raise
-        line = next(line for line in error.message.splitlines() if UNREADABLE in line)
-        raise UserError(
-            f"{doing()}: {line.strip()}; the last checkpoint is intact. Give the same command again: what is damaged "
-            "is made anew"
-        ) from error
+        raise
 
 
 def _rows_until(path: pathlib.Path, step: int) -> list[dict[str, str]]:

@@ -231,8 +231,8 @@ def prepare(cfg: Config, teacher: keras.Model, caches: Mapping[str, TeacherCache
     """
     with contextlib.ExitStack() as stack:
         ours = {cache: stack.enter_context(contextlib.ExitStack()) for cache in caches.values()}
-        for cache, held_open in ours.items():
-            held_open.enter_context(lock(cache.folder))
+        for cache, holds in ours.items():
+            holds.enter_context(lock(cache.folder))
             for path in cache.folder.rglob("*.partial"):  # of a process that was killed
                 path.unlink()
         missing = {cache: cache.missing() for cache in ours}
@@ -240,8 +240,8 @@ def prepare(cfg: Config, teacher: keras.Model, caches: Mapping[str, TeacherCache
             return
         with lock(folder_of(cfg)):  # what two processes add might exceed the limit together
             check_room(cfg, missing)
-            for cache, held_open in ours.items():
-                held_open.enter_context(growing(cache.folder, cache.num_bytes(missing[cache])))
+            for cache, holds in ours.items():
+                holds.enter_context(growing(cache.folder, cache.num_bytes(missing[cache])))
         for cache in sorted(ours, key=lambda each: len(missing[each])):  # a small one may be all that others wait for
             if missing[cache]:
                 cache.fill(teacher, cfg, missing[cache])

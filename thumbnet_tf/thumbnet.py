@@ -93,7 +93,7 @@ def build_downscaler(cfg: Config, kind: str, *, synchronized: bool = False) -> k
 
 
 def check(cfg: Config, teacher: keras.Model | None = None, *, initial: bool = False) -> None:
-    """Builds T, and where there are students S and D, and throws them away: what can't be built is known at once.
+    """Builds T, and S and D where methods need them, and throws them away: what can't be built is known at once.
 
     Args:
         cfg: the configuration.

@@ -156,7 +156,7 @@ def _leaving_out(artifact: str, variant: str, lenient: bool) -> Iterator[None]:
         raise
     except Exception as error:  # converters raise many kinds
         text = f"{artifact} can't be made as {variant}. Received: {' '.join(str(error).split())[:200]}"
-        if isinstance(error, OSError | tf.errors.OpError):
+        if isinstance(error, OSError | MemoryError | tf.errors.OpError):
             raise UserError(f"make room in memory and in the folder of temporary files, TMPDIR; {text}") from error
         if not lenient:
             raise UserError(f"leave {variant} out of --variants; {text}") from error
