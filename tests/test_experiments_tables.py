@@ -1,0 +1,117 @@
+"""Tables, headers and figures of the experiments' rows."""
+
+import pathlib
+
+import pytest
+from matplotlib.collections import PathCollection
+
+from experiments import frontier, published, row_tables, run
+from thumbnet_tf.csv_files import write_rows
+
+
+def test_a_set_is_shown_beside_its_teacher_of_the_same_seeds(tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(row_tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setitem(run.TEACHER_SETS, "discs_64", "discs_32")
+    write_rows(tmp_path / "results" / "discs_64.csv", run.COLUMNS, [{"row": "discs_64_bicubic", "seed": 3}])
+    theirs = [{"row": f"discs_32_{name}", "seed": seed} for name in ("bicubic", "original") for seed in (0, 3)]
+    write_rows(tmp_path / "results" / "discs_32.csv", run.COLUMNS, theirs)
+    found = [(row["row"], row["seed"]) for row in row_tables.rows_of("discs_64")]
+    assert found == [("discs_64_bicubic", "3"), ("discs_32_original", "3")]
+    assert row_tables.rows_of("discs_128") == []
+
+
+def test_table_computes_mean_spread_and_recovered_share(monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+    common = {"split": "test", "teacher_agreement": "0.5", "macs": "9900000", "params": "2800000"}
+    tops = {"original": [0.9, 1.0], "bicubic": [0.7, 0.7], "thumbnet": [0.8, 0.9], "area": [0.8], "no_fm": [0, 0, 0]}
+    tops |= {"narrow_bicubic": [0.75, 0.75], "narrow_thumbnet": [0.8, 0.9], "narrow_bicubic_kd": [0.75, 0.7, 0.8]}
+    rows = [
+        common | {"row": f"flowers_32_{name}", "seed": str(seed), "top1": str(top), "macs_downscaler": macs}
+        for name, found in tops.items()
+        for seed, top in enumerate(found)
+        for macs in ("4800000" if name == "thumbnet" else "0",)
+    ]
+    rows.append(rows[-1] | {"split": "validation", "top1": "0.1"})
+    lines = {line.split("`")[1]: line for line in row_tables.markdown("flowers_32", rows).splitlines()[2:]}
+    # (0.85 - 0.7) / (0.95 - 0.7) = 0.6; --w_cl=0 in this set's flags
+    assert lines["thumbnet"].startswith(
+        "| `thumbnet` | learned thumbnails, KD + FM + MM | 85.0 ± 7.1 | 50.0 ± 0.0 | 0.60 |"
+    )
+    assert lines["thumbnet"].endswith("| 9.9 (+ 4.8) | 2.80 | 2 |")
+    assert lines["original"].startswith(
+        "| `original` | the teacher T on full images | 95.0 ± 7.1 | 50.0 ± 0.0 | 1.00 |"
+    )
+    # of its one seed: (0.8 - 0.7) / (0.9 - 0.7) = 0.5; bicubic has no third seed
+    assert lines["area"].startswith("| `area` | area thumbnails, CL | 80.0 | 50.0 | 0.50 | 9.9 | 2.80 | 1 |")
+    # against bicubic thumbnails with the narrower S: (0.85 - 0.75) / (0.95 - 0.75) = 0.5
+    assert "| 85.0 ± 7.1 | 50.0 ± 0.0 | 0.50 |" in lines["narrow_thumbnet"]
+    assert "| 50.0 ± 0.0 | - |" in lines["narrow_bicubic_kd"]
+    assert lines["no_fm"].startswith("| `no_fm` | thumbnet without FM, KD + MM | 0.0 ± 0.0 | 50.0 ± 0.0 | - |")
+
+
+def test_losses_are_means_of_the_rows_that_have_them():
+    common = {"split": "test", "row": "flowers_32_thumbnet", "val_kd": "0.9", "fm": "", "val_fm": ""}
+    rows = [common | {"kd": kd} for kd in ("0.2", "0.3")] + [common | {"split": "validation", "kd": "9"}]
+    rows.append(common | {"row": "flowers_32_bicubic", "kd": "", "val_kd": ""})
+    assert row_tables.losses_markdown(rows).splitlines()[2:] == ["| `thumbnet` | 0.250 | 0.900 | - | - | 2 |"]
+
+
+def test_header_of_a_measured_row_is_replaced():
+    text = (
+        "# area of discs.\n# Command: run\n# Cost:     old\n# Expected: old\n--flagfile=base.flags\n# why\n--w_mm=1\n"
+    )
+    common = {"split": "test", "cores": "2", "date": "2026-11-24"}
+    rows = [
+        common | {"seed": "0", "top1": "0.8", "minutes": "9.5"},
+        common | {"seed": "1", "top1": "0.9", "minutes": "8"},
+    ]
+    rows += [rows[0] | {"split": "validation", "top1": "0.1"}]
+    assert row_tables.with_header(text, rows) == (
+        "# area of discs.\n# Command: run\n"
+        "# Cost:     8 to 9.5 minutes a seed, CPU cores: 2\n"
+        "# Expected: 85.0 ± 7.1 % of test right (seeds 0, 1; 2026-11-24)\n"
+        "--flagfile=base.flags\n# why\n--w_mm=1\n"
+    )
+    one = row_tables.with_header(text, [rows[0] | {"date": "2026-11-25"}]).splitlines()
+    assert one[2:4] == [
+        "# Cost:     9.5 minutes a seed, CPU cores: 2",
+        "# Expected: 80.0 % of test right (seeds 0; 2026-11-25)",
+    ]
+
+
+def test_bubbles_are_the_largest_layers_input_and_output():
+    # ResNet-18 of width 0.5 at 128 px: 64 x 64 x 32 values of 4 bytes into the stem's normalisation and out of it
+    assert frontier.row_bytes("flowers_32_original") == 2 * 64 * 64 * 32 * 4
+    # 128 x 128 x 3 values into the downscaler and 32 x 32 x 3 out of it: more than S holds
+    assert frontier.row_bytes("flowers_32_bicubic") == (128 * 128 + 32 * 32) * 3 * 4
+    # E rescales the image: as many out as in
+    assert frontier.row_bytes("flowers_32_thumbnet") == 2 * 128 * 128 * 3 * 4
+    assert frontier.row_bytes("flowers_32_narrow_thumbnet") == 2 * 128 * 128 * 3 * 4
+
+
+def test_frontier_shows_means_over_multiply_adds_with_e():
+    common = {"split": "test", "macs": "9000000", "macs_downscaler": "1000000"}
+    rows = [common | {"row": "flowers_32_thumbnet", "top1": top} for top in ("0.78", "0.80")]
+    rows.append(rows[0] | {"split": "validation", "top1": "0.1"})
+    axes = frontier.figure("flowers", rows, {"flowers_32_thumbnet": 400_000}).axes[0]
+    (bubbles,) = [each for each in axes.collections if isinstance(each, PathCollection)]
+    assert bubbles.get_offsets().tolist() == [[10.0, pytest.approx(79.0)]]
+    assert bubbles.get_sizes().tolist() == [400.0]
+
+
+def test_published_figures_have_a_column_of_their_own(monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+    tops = {("original", "0"): "0.9", ("bicubic", "0"): "0.7", ("thumbnet", "0"): "0.8", ("thumbnet", "1"): "0.1"}
+    rows = [
+        {"split": split, "row": f"flowers_64_{method}", "seed": seed, "top1": top if split == "test" else "0"}
+        for (method, seed), top in tops.items()
+        for split in ("test", "validation")
+    ]
+    rows[0]["row"] = rows[1]["row"] = "flowers_32_original"  # whose T it has
+    monkeypatch.setattr(published, "rows_of", lambda of_set: rows if of_set == "flowers_64" else [])
+    paper = {"network": "N", "pixels": "224 to 112", "original": "0.9", "bicubic": "0.8", "thumbnet": "0.89"}
+    assert published.markdown([paper]).splitlines()[2:] == [
+        "| N (paper) | not named | 224 to 112 | 5 | 90.00 | 80.00 | 89.00 | 0.90 | - |",
+        "| resnet18, width 0.5 | tf_flowers | 128 to 64 | 1 | 90.0 | 70.0 | 80.0 | - | 0.50 |",
+    ]
