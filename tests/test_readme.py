@@ -48,9 +48,7 @@ def commands() -> list[str]:
     page = (ROOT / "experiments" / "README.md").read_text()
     texts = [README, page, *(path.read_text() for path in (ROOT / "experiments").glob("*.flags"))]
     joined = [text.replace("\\\n", " ") for text in texts]  # a command in a block goes on behind a backslash
-    blocks = [
-        match for text in joined for match in re.findall(r"^\s*(?:\S*/)?python -m (thumbnet_tf\..*)$", text, re.M)
-    ]
+    blocks = [match for text in joined for match in re.findall(r"^[^#`\n]*python -m (thumbnet_tf\..*)$", text, re.M)]
     # one in a sentence may be broken by the line's end
     inline = [match for text in joined for match in re.findall(r"`python -m (thumbnet_tf\.[^`]*)`", text)]
     comments = [match for text in texts for match in re.findall(r"^#.*python -m (thumbnet_tf\..*)$", text, re.M)]
