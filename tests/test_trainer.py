@@ -86,6 +86,7 @@ def test_logged_losses_are_running_means_not_the_last_batch(photos):
     assert np.isclose(logs["loss"], trainer.evaluate(images, labels, batch_size=6, verbose=0, return_dict=True)["loss"])
 
 
+@pytest.mark.usefixtures("tiny_resnet")
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_a_trainer_computes_as_its_configuration_says(policy):
     cfg = config(mixed_precision=policy)
@@ -101,6 +102,7 @@ def test_a_trainer_computes_as_its_configuration_says(policy):
     assert scaled == (policy == "mixed_float16")
 
 
+@pytest.mark.usefixtures("tiny_resnet")
 def test_a_teacher_of_other_classes_is_refused():
     for method in ("thumbnet", "slim"):
         with pytest.raises(UserError, match="as many classes as there are. Received: a T of 3 classes for 4$"):
@@ -154,6 +156,7 @@ def test_learning_rate_warms_up_and_decays():
     np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(55), rate(100)], [0.1, 0.55, 1.0, 0.5, 0.0], atol=1e-6)
 
 
+@pytest.mark.usefixtures("tiny_resnet")
 def test_labels_are_class_numbers_in_a_row_or_a_column_or_probabilities(photos):
     images, labels = photos(4, 32).astype(np.float32), np.array([0, 2, 1, 2])
     losses = [
