@@ -7,7 +7,19 @@ import pathlib
 import sys
 from collections.abc import Iterator
 
-from experiments import choices, deployment, frontier, published, recovery, speed, summary, tflite_latency, views
+from experiments import (
+    aims,
+    choices,
+    deployment,
+    feature_maps,
+    frontier,
+    published,
+    recovery,
+    speed,
+    summary,
+    tflite_latency,
+    views,
+)
 from experiments.row_tables import headers, losses_markdown, markdown, rows_of
 from experiments.run import ALONE, names, set_of
 from experiments.summary import RESULTS, ROOT, replace_table
@@ -33,11 +45,13 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
         (page, "own_teacher_choices", choices.markdown),
         (page, "hard_choices", choices.markdown),
         (page, "flowers_views", views.markdown),
+        (page, "ablation_32_feature_maps", feature_maps.markdown),
         (page, "tflite_latency", tflite_latency.markdown),
         *((page, f"benchmark_{what}", report[-1]) for what, report in speed.REPORTS.items()),
     ):
         if rows := read_rows(RESULTS / f"{name}.csv"):
             yield where, name, text(rows)
+    yield page, "aims", aims.markdown()
     for of_set in sorted({set_of(row) for row in names()}):
         if rows := rows_of(of_set):
             yield page, of_set, markdown(of_set, rows)

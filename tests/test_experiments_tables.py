@@ -5,7 +5,7 @@ import pathlib
 import pytest
 from matplotlib.collections import PathCollection
 
-from experiments import frontier, published, row_tables, run
+from experiments import aims, frontier, published, row_tables, run
 from thumbnet_tf.csv_files import write_rows
 
 
@@ -114,4 +114,36 @@ def test_published_figures_have_a_column_of_their_own(monkeypatch):
     assert published.markdown([paper]).splitlines()[2:] == [
         "| N (paper) | not named | 224 to 112 | 5 | 90.00 | 80.00 | 89.00 | 0.90 | - |",
         "| resnet18, width 0.5 | tf_flowers | 128 to 64 | 1 | 90.0 | 70.0 | 80.0 | - | 0.50 |",
+    ]
+
+
+def test_aims_are_judged_over_the_seeds_that_all_rows_have():
+    tops = {"original": [0.9, 0.9, 0.7], "bicubic": [0.7, 0.6], "thumbnet": [0.8, 0.9, 0.1]}
+    rows = [
+        {"split": "test", "row": f"flowers_64_{name}", "seed": str(seed), "top1": str(top)}
+        for name, found in tops.items()
+        for seed, top in enumerate(found)
+    ]
+    rows.append(rows[-1] | {"split": "validation", "seed": "0", "top1": "0"})
+    for row in rows:
+        row["row"] = row["row"].replace("flowers_64_original", "flowers_32_original")  # whose T that set has
+    # (0.85 - 0.65) / (0.9 - 0.65) over seeds 0 and 1; 100 (0.6 - 0.8333) over all three
+    assert aims.measured(aims.Aim("flowers_64", "thumbnet", "bicubic", 0.95, share=True), rows) == (
+        pytest.approx(0.8),
+        2,
+    )
+    value, seeds = aims.measured(aims.Aim("flowers_64", "thumbnet", "original", -0.5), rows)
+    assert (value, seeds) == (pytest.approx(-23.3333, abs=1e-3), 3)
+    assert aims.measured(aims.Aim("flowers_64", "slim", "original", 0.0), rows) == (None, 0)
+
+
+def test_an_aim_is_met_as_it_is_shown(monkeypatch):
+    tops = {"original": 0.8, "thumbnet": 0.79996}
+    rows = [{"split": "test", "row": f"discs_64_{name}", "seed": "0", "top1": str(top)} for name, top in tops.items()]
+    monkeypatch.setattr(aims, "rows_of", lambda of_set: rows)
+    needed = (0.0, 0.1)
+    monkeypatch.setattr(aims, "AIMS", [aims.Aim("discs_64", "thumbnet", "original", least) for least in needed])
+    assert aims.markdown().splitlines()[2:] == [
+        "| `discs_64` | points of `thumbnet` above T | 0.0 | 0.0 | 1 | yes |",
+        "| `discs_64` | points of `thumbnet` above T | 0.1 | 0.0 | 1 | no |",
     ]

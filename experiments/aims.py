@@ -1,0 +1,84 @@
+"""What was aimed at on each set beside what is measured; experiments.tables writes the table."""
+
+import dataclasses
+import statistics
+
+from experiments.row_tables import rows_of
+from experiments.run import teacher_row
+from thumbnet_tf.stages import ORIGINAL
+
+
+@dataclasses.dataclass(frozen=True)
+class Aim:
+    """One comparison of two rows, of test accuracies over the seeds that both have.
+
+    Attributes:
+        of_set: the set of rows.
+        row: what is judged, without the set's name.
+        over: the row that it is compared with; `original` is T.
+        least: what is aimed at: points of accuracy above it, or a share.
+        share: whether the share of what `over` loses against T counts, in place of points.
+    """
+
+    of_set: str
+    row: str
+    over: str
+    least: float
+    share: bool = False
+
+
+AIMS = (
+    Aim("flowers_64", "thumbnet", "bicubic", 0.95, share=True),
+    Aim("flowers_32", "thumbnet", "bicubic", 0.75, share=True),
+    Aim("flowers_32", "narrow_thumbnet", "bicubic", 0.75, share=True),
+    Aim("flowers_32", "narrow_thumbnet", "narrow_bicubic", 0.75, share=True),
+    Aim("hard_24", "thumbnet", "bicubic", 0.80, share=True),
+    Aim("plant_64", "thumbnet", ORIGINAL, 0.0),
+    Aim("plant_32", "thumbnet", ORIGINAL, -0.5),
+    Aim("plant_32", "narrow_thumbnet", ORIGINAL, -0.5),
+    Aim("flowers_32", "thumbnet", "slim", 2.0),
+    Aim("flowers_32", "narrow_thumbnet", "slim", 2.0),
+    Aim("plant_32", "thumbnet", "slim", 2.0),
+    Aim("plant_32", "narrow_thumbnet", "slim", 2.0),
+)
+
+
+def measured(aim: Aim, rows: list[dict[str, str]]) -> tuple[float | None, int]:
+    """Returns what an aim came to and over how many seeds; None and 0 where no seed has all rows that it needs.
+
+    Args:
+        aim: the aim.
+        rows: of its set's CSV, T's included.
+    """
+    teacher = teacher_row(f"{aim.of_set}_{ORIGINAL}")
+    needed = [teacher if name == ORIGINAL else f"{aim.of_set}_{name}" for name in (aim.row, aim.over)]
+    needed += [teacher] if aim.share else []
+    tops = {name: {} for name in needed}
+    for row in rows:
+        if row["split"] == "test" and row["row"] in tops:
+            tops[row["row"]][row["seed"]] = float(row["top1"])
+    seeds = set.intersection(*map(set, tops.values()))
+    if not seeds:
+        return None, 0
+    value, over, *top = (statistics.mean(tops[name][seed] for seed in seeds) for name in needed)
+    return ((value - over) / (top[0] - over) if aim.share else 100 * (value - over)), len(seeds)
+
+
+def markdown() -> str:
+    """Returns the table of all aims."""
+    lines = ["| set | compared | aim, at least | measured | seeds | met |", "| --- | --- | ---: | ---: | ---: | --- |"]
+    for aim in AIMS:
+        value, seeds = measured(aim, rows_of(aim.of_set))
+        over = "T" if aim.over == ORIGINAL else f"`{aim.over}`"
+        what = f"points of `{aim.row}` above {over}"
+        if aim.share:
+            what = f"share of T's lead over {over} that `{aim.row}` wins back"
+        digits = 2 if aim.share else 1
+        cells = [f"`{aim.of_set}`", what, f"{aim.least:.{digits}f}"]
+        if value is None:
+            cells += ["not measured", "0", "-"]
+        else:
+            shown = round(value, digits) + 0.0  # no -0.0
+            cells += [f"{shown:.{digits}f}", str(seeds), "yes" if shown >= aim.least else "no"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
