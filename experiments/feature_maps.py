@@ -9,6 +9,7 @@ that both reach. All runs must have the same T. Writes `experiments/results/<nam
 experiments/README.md.
 """
 
+import dataclasses
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -109,7 +110,7 @@ def _load(run: RunDir, method: str, name: str) -> keras.Model:
 
 def _images(split: sources.Split, cfg: Config) -> Iterator[np.ndarray]:
     """Yields some views of the training images, the only one of others, uint8 `(B, S, S, 3)`; none is mixed."""
-    plain = Config(**{**vars(cfg), "mixup_alpha": 0.0})
+    plain = dataclasses.replace(cfg, mixup_alpha=0.0)
     for view in range(VIEWS) if split.name == "train" else (None,):
         yield from pipeline.view_batches(split, plain, view, 0, BATCH).as_numpy_iterator()
 

@@ -11,6 +11,7 @@ from experiments.run import config_of, names, set_of, teacher_row
 from experiments.summary import recovered
 from thumbnet_tf.stages import ORIGINAL
 
+SHORT = "ablation"  # sets on a shorter schedule than their data's main one begin like this
 TITLES = ("network", "data", "px", "top-k", "original, %", "bicubic, %", "ThumbNet, %", "published share", "share here")
 
 
@@ -34,7 +35,7 @@ def markdown(published: list[dict[str, str]]) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     for of_set in sorted({set_of(row) for row in names()}):
-        if values := _means(of_set):
+        if not of_set.startswith(SHORT) and (values := _means(of_set)):
             cfg = config_of(f"{of_set}_thumbnet")
             network = f"{cfg.backbone}, width {cfg.width:g}"
             pixels, data = (
