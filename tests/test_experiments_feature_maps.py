@@ -1,5 +1,7 @@
 """What a new decoder finds in the maps of a student, and how FM's gradients compare with KD's."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from experiments import feature_maps
 from experiments.feature_maps import collect, compared, markdown, trained_decoder
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.csv_files import read_rows
+from thumbnet_tf.runs import RunDir, save_keras
 
 
 def test_gradients_are_compared_over_the_weights_that_both_reach():
@@ -51,9 +54,12 @@ def test_students_of_a_run_are_measured(tiny_run, tmp_path, monkeypatch):
     assert f"{min(fm.values()):.3f}" in first
 
 
-def test_another_teacher_is_refused(tiny_run, train_tiny, tmp_path, monkeypatch):
+def test_another_teacher_is_refused(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(feature_maps, "RESULTS", tmp_path)
-    other = train_tiny(seed=1, methods=("direct",), dataset=tiny_run.config().dataset)
+    other = RunDir(shutil.copytree(tiny_run.path, tmp_path / "other"))
+    teacher = other.load_model("original", "teacher")
+    teacher.set_weights([weight + 0.01 for weight in teacher.get_weights()])
+    save_keras(teacher, other.method("original") / "teacher.keras")
     with pytest.raises(UserError, match="all runs must have the T of"):
         collect("discs", [str(tiny_run.path), str(other.path)])
     assert not list(tmp_path.glob("*.csv"))
