@@ -1,9 +1,8 @@
 """What was aimed at on each set beside what is measured; experiments.tables writes the table."""
 
 import dataclasses
-import statistics
 
-from experiments.row_tables import rows_of
+from experiments.row_tables import means, rows_of
 from experiments.run import teacher_row
 from thumbnet_tf.stages import ORIGINAL
 
@@ -53,15 +52,11 @@ def measured(aim: Aim, rows: list[dict[str, str]]) -> tuple[float | None, int]:
     teacher = teacher_row(f"{aim.of_set}_{ORIGINAL}")
     needed = [teacher if name == ORIGINAL else f"{aim.of_set}_{name}" for name in (aim.row, aim.over)]
     needed += [teacher] if aim.share else []
-    tops = {name: {} for name in needed}
-    for row in rows:
-        if row["split"] == "test" and row["row"] in tops:
-            tops[row["row"]][row["seed"]] = float(row["top1"])
-    seeds = set.intersection(*map(set, tops.values()))
+    found, seeds = means(rows, needed)
     if not seeds:
         return None, 0
-    value, over, *top = (statistics.mean(tops[name][seed] for seed in seeds) for name in needed)
-    return ((value - over) / (top[0] - over) if aim.share else 100 * (value - over)), len(seeds)
+    value, over, *top = found
+    return ((value - over) / (top[0] - over) if aim.share else 100 * (value - over)), seeds
 
 
 def markdown() -> str:

@@ -61,9 +61,7 @@ def collect(name: str, runs: list[str]) -> None:
     write_rows(RESULTS / f"{name}_feature_maps.csv", COLUMNS, rows)
 
 
-def trained_decoder(
-    decoder: keras.Model, maps: np.ndarray, targets: np.ndarray, cfg: Config, epochs: int = EPOCHS
-) -> keras.Model:
+def trained_decoder(decoder: keras.Model, maps: np.ndarray, targets: np.ndarray, cfg: Config) -> keras.Model:
     """Trains D alone under FM, and returns it.
 
     Args:
@@ -71,14 +69,13 @@ def trained_decoder(
         maps: S's maps `(n, h, w, c)` float32.
         targets: T's maps of the same images `(n, H, W, C)`.
         cfg: gives optimiser and learning rate.
-        epochs: how often D sees each map.
     """
-    steps = epochs * -(-len(maps) // BATCH)
+    steps = EPOCHS * -(-len(maps) // BATCH)
     decoder.compile(
         optimizer=build_optimizer(cfg, cfg.learning_rate, steps, decoder.trainable_variables),
         loss=losses.feature_mapping,
     )
-    decoder.fit(maps, targets, batch_size=BATCH, epochs=epochs, verbose=0)
+    decoder.fit(maps, targets, batch_size=BATCH, epochs=EPOCHS, verbose=0)
     return decoder
 
 
@@ -86,8 +83,7 @@ def compared(fm: Iterable[tf.Tensor | None], kd: Iterable[tf.Tensor | None]) -> 
     """Returns how much longer FM's gradient is than KD's, and their cosine, over the weights that both reach."""
     pairs = [(a, b) for a, b in zip(fm, kd, strict=True) if a is not None and b is not None]
     a, b = (tf.concat([tf.reshape(each, [-1]) for each in side], 0) for side in zip(*pairs, strict=True))
-    long, short = tf.norm(a), tf.norm(b)
-    return float(long / short), float(tf.tensordot(a, b, 1) / (long * short))
+    return float(tf.norm(a) / tf.norm(b)), float(tf.tensordot(a, b, 1) / (tf.norm(a) * tf.norm(b)))
 
 
 def markdown(rows: list[dict[str, str]]) -> str:

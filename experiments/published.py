@@ -4,9 +4,7 @@
 error of about 0.02 points; the costs there are those of 224 to 112 px.
 """
 
-import statistics
-
-from experiments.row_tables import rows_of
+from experiments.row_tables import means, rows_of
 from experiments.run import config_of, names, set_of, teacher_row
 from experiments.summary import recovered
 from thumbnet_tf.stages import ORIGINAL
@@ -49,12 +47,7 @@ def markdown(published: list[dict[str, str]]) -> str:
 
 def _means(of_set: str) -> list[float]:
     """Returns the mean test accuracies of T, bicubic and thumbnet over the seeds that all have; empty without any."""
-    tops = {name: {} for name in (teacher_row(f"{of_set}_{ORIGINAL}"), f"{of_set}_bicubic", f"{of_set}_thumbnet")}
-    for row in rows_of(of_set):
-        if row["split"] == "test" and row["row"] in tops:
-            tops[row["row"]][row["seed"]] = float(row["top1"])
-    seeds = set.intersection(*map(set, tops.values()))
-    return [statistics.mean(found[seed] for seed in seeds) for found in tops.values()] if seeds else []
+    return means(rows_of(of_set), [teacher_row(f"{of_set}_{ORIGINAL}"), f"{of_set}_bicubic", f"{of_set}_thumbnet"])[0]
 
 
 def _percents(values: list[float], digits: int) -> list[str]:

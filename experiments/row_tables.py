@@ -2,7 +2,7 @@
 
 import pathlib
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from experiments.run import ALONE, LOSSES, ROWS, TEACHER_SETS, config_of, name_in_set, names, set_of, teacher_row
 from experiments.summary import RESULTS, cost, recovered, spread
@@ -59,6 +59,24 @@ def losses_markdown(rows: list[dict[str, str]]) -> str:
         means = [f"{statistics.mean(each):.3f}" if each else "-" for each in values]
         lines.append(f"| `{name_in_set(name)}` | {' | '.join(means)} | {len(found)} |")
     return "\n".join(lines)
+
+
+def means(rows: list[dict[str, str]], names: Sequence[str]) -> tuple[list[float], int]:
+    """Returns the mean test accuracies of some rows over the seeds that all have, and how many those are.
+
+    Args:
+        rows: of a set's CSV, T's included.
+        names: which rows; a name may stand twice.
+
+    Returns:
+        A mean for each name, or none where no seed has all.
+    """
+    tops = {name: {} for name in names}
+    for row in rows:
+        if row["split"] == "test" and row["row"] in tops:
+            tops[row["row"]][row["seed"]] = float(row["top1"])
+    seeds = set.intersection(*map(set, tops.values()))
+    return [statistics.mean(tops[name][seed] for seed in seeds) for name in names if seeds], len(seeds)
 
 
 def about(row: str) -> str:
