@@ -9,7 +9,7 @@ from thumbnet_tf.stages import ORIGINAL
 
 @dataclasses.dataclass(frozen=True)
 class Aim:
-    """One comparison of two rows, of test accuracies over the seeds that both have.
+    """One comparison of two rows, of accuracies over the seeds that both have.
 
     Attributes:
         of_set: the set of rows.
@@ -42,17 +42,18 @@ AIMS = (
 )
 
 
-def measured(aim: Aim, rows: list[dict[str, str]]) -> tuple[float | None, int]:
+def measured(aim: Aim, rows: list[dict[str, str]], split: str = "test") -> tuple[float | None, int]:
     """Returns what an aim came to and over how many seeds; None and 0 where no seed has all rows that it needs.
 
     Args:
         aim: the aim.
         rows: of its set's CSV, T's included.
+        split: on which images.
     """
     teacher = teacher_row(f"{aim.of_set}_{ORIGINAL}")
     needed = [teacher if name == ORIGINAL else f"{aim.of_set}_{name}" for name in (aim.row, aim.over)]
     needed += [teacher] if aim.share else []
-    found, seeds = means(rows, needed)
+    found, seeds = means(rows, needed, split)
     if not seeds:
         return None, 0
     value, over, *top = found
@@ -61,9 +62,13 @@ def measured(aim: Aim, rows: list[dict[str, str]]) -> tuple[float | None, int]:
 
 def markdown() -> str:
     """Returns the table of all aims."""
-    lines = ["| set | compared | aim, at least | measured | seeds | met |", "| --- | --- | ---: | ---: | ---: | --- |"]
+    lines = [
+        "| set | compared | aim, at least | on test | on validation | seeds | met on test |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+    ]
     for aim in AIMS:
-        value, seeds = measured(aim, rows_of(aim.of_set))
+        rows = rows_of(aim.of_set)
+        value, seeds = measured(aim, rows)
         over = "T" if aim.over == ORIGINAL else f"`{aim.over}`"
         what = f"points of `{aim.row}` above {over}"
         if aim.share:
@@ -71,9 +76,11 @@ def markdown() -> str:
         digits = 2 if aim.share else 1
         cells = [f"`{aim.of_set}`", what, f"{aim.least:.{digits}f}"]
         if value is None:
-            cells += ["not measured", "0", "-"]
+            cells += ["not measured", "-", "0", "-"]
         else:
-            shown = round(value, digits) + 0.0  # no -0.0
-            cells += [f"{shown:.{digits}f}", str(seeds), "yes" if shown >= aim.least else "no"]
+            shown, beside = (
+                round(each, digits) + 0.0 for each in (value, measured(aim, rows, "validation")[0])
+            )  # no -0.0
+            cells += [f"{shown:.{digits}f}", f"{beside:.{digits}f}", str(seeds), "yes" if shown >= aim.least else "no"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

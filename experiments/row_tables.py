@@ -13,7 +13,7 @@ NARROW = "narrow_"  # rows with the narrower S begin like this in their set
 
 
 def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
-    """Returns a set's table of the test split: mean and standard deviation over the seeds of each row.
+    """Returns a set's table: mean and standard deviation over the seeds of each row, on test if nothing else is said.
 
     The recovered share is (row - bicubic) / (original - bicubic), of the mean accuracies over the row's own seeds, and
     with bicubic thumbnails for the row's kind of S; it is left out where bicubic or T isn't measured for all of them.
@@ -30,18 +30,20 @@ def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
         return statistics.mean(tops) if len(tops) == len(seeds) else None
 
     lines = [
-        "| row | what it is | top-1, % | agrees with T, % | recovered share | M MACs (+ E) | M weights | seeds |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| row | what it is | top-1, % | on validation | agrees with T, % | recovered share | M MACs (+ E) | M weights "
+        "| seeds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, found in by_row.items():
         agreement = "-" if name.startswith(ALONE) else spread(found, "teacher_agreement")
+        others = [row for row in rows if row["row"] == name and row["split"] == "validation"]
         seeds = {row["seed"] for row in found}
         kind = NARROW if name_in_set(name).startswith(NARROW) else ""
         base, top = mean(f"{of_set}_{kind}bicubic", seeds), mean(teacher_row(f"{of_set}_{ORIGINAL}"), seeds)
         share = recovered(statistics.mean(float(row["top1"]) for row in found), base, top)
         lines.append(
-            f"| `{name_in_set(name)}` | {about(name)} | {spread(found, 'top1')} | {agreement} "
-            f"| {share} | {cost(found[0])} | {int(found[0]['params']) / 1e6:.2f} | {len(found)} |"
+            f"| `{name_in_set(name)}` | {about(name)} | {spread(found, 'top1')} | {spread(others, 'top1')} "
+            f"| {agreement} | {share} | {cost(found[0])} | {int(found[0]['params']) / 1e6:.2f} | {len(found)} |"
         )
     return "\n".join(lines)
 
@@ -61,19 +63,57 @@ def losses_markdown(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def means(rows: list[dict[str, str]], names: Sequence[str]) -> tuple[list[float], int]:
-    """Returns the mean test accuracies of some rows over the seeds that all have, and how many those are.
+def differences_markdown(of_set: str, rows: list[dict[str, str]]) -> str:
+    """Returns the table of what each row has more than its set's `thumbnet`: means over the seeds that both have.
+
+    Seeds differ by more than rows do, and not all rows have the same ones.
+
+    Args:
+        of_set: its name.
+        rows: of its CSV.
+    """
+    lines = [
+        "| row | what it is | top-1, points | agrees with T, points | KD on validation | seeds |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    by_row: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows:
+        if row["split"] == "test":
+            by_row.setdefault(row["row"], {})[row["seed"]] = row
+    base = f"{of_set}_thumbnet"
+    theirs = by_row.pop(base, {})
+    for name in sorted(by_row.keys() - {teacher_row(base)}):
+        pairs = [(row, theirs[seed]) for seed, row in by_row[name].items() if seed in theirs]
+        if not pairs:
+            continue
+        cells = [
+            f"{statistics.mean(100 * (float(row[column]) - float(other[column])) for row, other in pairs):+.1f}"
+            for column in ("top1", "teacher_agreement")
+        ]
+        # KD at another temperature is another measure
+        comparable = config_of(name).temperature == config_of(base).temperature and all(
+            row["val_kd"] for row, _ in pairs
+        )
+        kd = [float(row["val_kd"]) - float(other["val_kd"]) for row, other in pairs] if comparable else []
+        cells.append(f"{statistics.mean(kd):+.3f}" if kd else "-")
+        lines.append(f"| `{name_in_set(name)}` | {about(name)} | {' | '.join(cells)} | {len(pairs)} |")
+    return "\n".join(lines)
+
+
+def means(rows: list[dict[str, str]], names: Sequence[str], split: str = "test") -> tuple[list[float], int]:
+    """Returns the mean accuracies of some rows over the seeds that all have, and how many those are.
 
     Args:
         rows: of a set's CSV, T's included.
         names: which rows; a name may stand twice.
+        split: on which images.
 
     Returns:
         A mean for each name, or none where no seed has all.
     """
     tops = {name: {} for name in names}
     for row in rows:
-        if row["split"] == "test" and row["row"] in tops:
+        if row["split"] == split and row["row"] in tops:
             tops[row["row"]][row["seed"]] = float(row["top1"])
     seeds = set.intersection(*map(set, tops.values()))
     return [statistics.mean(tops[name][seed] for seed in seeds) for name in names if seeds], len(seeds)

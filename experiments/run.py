@@ -6,9 +6,10 @@
 A row is a flagfile `experiments/rows/<set>_<row>.flags`. Each pair of row and seed is a run directory
 `<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which is trained first where it
 isn't there; sets of one full size have one T (`TEACHER_SETS`), rows `generic_*` have none. Rows in bfloat16 are trained
-in float32 where the machine is faster so. Results go to `experiments/results/<set>.csv` as each run ends; what stands
-there is not run again, and several such commands may run side by side: one that needs what another is training waits
-for it. Interrupt it anyhow: the same command goes on where it was (`minutes` are then those of the last start).
+in float32 where the machine is faster so. Results go to `experiments/results/<set>.csv` as each run ends. What stands
+there isn't run again, unless `--again` asks for those whose run directories are missing. Several such commands may run
+side by side: one that needs what another is training waits for it. Interrupt it anyhow: the same command goes on where
+it was (`minutes` are then those of the last start).
 """
 
 import dataclasses
@@ -46,12 +47,15 @@ class Options:
     seeds: tuple[str, ...] = option(("0",), "comma-separated seeds of each row")
     runs: str = option("runs", "folder of the run directories")
     dataset: str = option("", "data in another place than the rows' flagfiles say, as in thumbnet_tf.train")
+    again: bool = option(
+        False, "train also what is measured, where its run directory is missing; its results take the place of the old"
+    )
     list: bool = option(False, "list all rows and the seeds that are measured, and do nothing")
 
     def __post_init__(self) -> None:
         check_options(self)
         for seed in self.seeds:
-            if not seed.isdecimal():
+            if not seed.isdecimal() or seed != str(int(seed)):
                 raise FlagError(f"--seeds takes whole numbers, as in 0,1,2. Received: {seed!r}")
         unknown = [row for row in self.rows if row not in names()]
         if unknown:
@@ -60,7 +64,7 @@ class Options:
             raise FlagError("--rows must name at least one row; --list shows all. Received: none")
         data = sorted({config_of(row).dataset for row in self.rows}) if self.dataset else []
         made = [row for row in self.rows if set_of(row).startswith(ALONE)]
-        if self.dataset and (len(data) > 1 or made or not data[0].startswith("folder:")):
+        if data and (len(data) > 1 or made or not data[0].startswith("folder:")):
             raise FlagError(
                 "--dataset takes the place of one folder of photographs, which all --rows must be of. "
                 f"Received: {self.dataset}, with rows of {', '.join(data)}"
@@ -117,27 +121,42 @@ def folder(row: str, seed: str, options: Options) -> pathlib.Path:
     return pathlib.Path(options.runs) / f"{row}_seed{seed}"
 
 
+def there(row: str, seed: str, options: Options) -> bool:
+    """Returns whether the run directory of a row and a seed is there, and finished."""
+    return RunDir(ROOT / folder(row, seed, options)).is_done(method_of(row))
+
+
 def finished(row: str, seed: str, options: Options) -> bool:
-    """Returns whether a row is measured, and if others need it as their T, also there."""
-    needed = row == teacher_row(row)
-    there = not needed or RunDir(ROOT / folder(row, seed, options)).is_done(ORIGINAL)
-    return there and int(seed) in measured(row)
+    """Returns whether a row is measured, and if its models are needed, also there."""
+    needed = options.again or row == teacher_row(row)
+    return int(seed) in measured(row) and (not needed or there(row, seed, options))
 
 
 def jobs(options: Options) -> list[tuple[str, str]]:
     """Returns the rows and seeds to train, in the order given: what isn't measured yet, and first its T.
 
-    T is trained where its run directory is missing, also when it was measured elsewhere before: its results are then
-    those of the new one.
+    Raises:
+        UserError: when a T isn't there that measured rows have learned from: they would stand beside another T.
     """
     found = {}  # a set that keeps its order
     for row in options.rows:
         for seed in options.seeds:
-            if int(seed) in measured(row):
+            if int(seed) in measured(row) and (not options.again or there(row, seed, options)):
+                why = "is measured and there" if options.again else "is measured; --again trains it nevertheless"
+                print(f"{row}, seed {seed} {why}", file=sys.stderr)
                 continue
             if has_teacher(row) and not finished(teacher_row(row), seed, options):
                 found[teacher_row(row), seed] = None
             found[row, seed] = None
+    for row, seed in found:
+        taught = [name for name in names() if has_teacher(name) and teacher_row(name) == row and name != row]
+        taught = [name for name in taught if int(seed) in measured(name) and (name, seed) not in found]
+        if taught and int(seed) in measured(row) and not there(row, seed, options) and not options.again:
+            raise UserError(
+                f"{folder(row, seed, options)} is missing, and a T trained anew would be another than the one that "
+                f"taught what is measured with this seed: {', '.join(taught)}. Take a seed that --list doesn't show, "
+                "or give --again and train those anew too"
+            )
     return list(found)
 
 
@@ -147,11 +166,19 @@ def command(row: str, seed: str, options: Options) -> list[str]:
     given += [f"--seed={seed}", f"--run_dir={folder(row, seed, options)}"]
     if options.dataset:
         given.append(f"--dataset={options.dataset}")
-    if config_of(row).mixed_precision == "mixed_bfloat16" and not bfloat16_pays():
-        given.append("--mixed_precision=float32")
+    if config_of(row).mixed_precision == "mixed_bfloat16":
+        given.append(f"--mixed_precision={precision(row, seed, options)}")
     if has_teacher(row):
         given.append(f"--teacher={folder(teacher_row(row), seed, options)}")
     return given
+
+
+def precision(row: str, seed: str, options: Options) -> str:
+    """Returns what a row in bfloat16 computes in: what it was begun in, perhaps elsewhere, else what is faster here."""
+    run = RunDir(ROOT / folder(row, seed, options))
+    if (run.path / "data.json").exists():
+        return run.config().mixed_precision
+    return "mixed_bfloat16" if bfloat16_pays() else "float32"
 
 
 def bfloat16_pays() -> bool:

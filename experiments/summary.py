@@ -26,7 +26,7 @@ def collect(name: str, runs: list[str]) -> None:
     """Writes the rows of the runs' results.csv to `experiments/results/<name>.csv`, by method and seed.
 
     Raises:
-        UserError: when a run has no results, or two runs hold the same method and seed.
+        UserError: when a run has no results, two hold the same method and seed, or a method lacks a seed of others.
     """
     rows = []
     for run in runs:
@@ -39,6 +39,10 @@ def collect(name: str, runs: list[str]) -> None:
     keys = [(row["split"], row["method"], row["seed"]) for row in rows]
     if len(set(keys)) < len(keys):
         raise UserError(f"each seed is counted once; give runs of different --seed. Received: {' '.join(runs)}")
+    seeds = {method: sorted({row["seed"] for row in rows if row["method"] == method}) for _, method, _ in keys}
+    if len(set(map(tuple, seeds.values()))) > 1:  # shares would compare means over different teachers
+        found = "; ".join(f"{method} of {', '.join(each)}" for method, each in seeds.items())
+        raise UserError(f"every method must have the same seeds; add the runs that are missing. Received: {found}")
     write_rows(RESULTS / f"{name}.csv", COLUMNS, rows)
 
 

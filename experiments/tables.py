@@ -20,7 +20,7 @@ from experiments import (
     tflite_latency,
     views,
 )
-from experiments.row_tables import headers, losses_markdown, markdown, rows_of
+from experiments.row_tables import differences_markdown, headers, losses_markdown, markdown, rows_of
 from experiments.run import ALONE, names, set_of
 from experiments.summary import RESULTS, ROOT, replace_table
 from thumbnet_tf import benchmark_report
@@ -57,6 +57,8 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
             yield page, of_set, markdown(of_set, rows)
             if not of_set.startswith(ALONE):
                 yield page, f"{of_set}_losses", losses_markdown(rows)
+            if of_set.startswith(published.SHORT):
+                yield page, f"{of_set}_differences", differences_markdown(of_set, rows)
         if rows := read_rows(RESULTS / f"{of_set}_latency.csv"):
             yield page, f"{of_set}_latency", tflite_latency.markdown(rows)
 
@@ -74,8 +76,8 @@ def main() -> int:
             code = 1
     for what, (columns, figure, text) in speed.REPORTS.items():
         name = f"benchmark_{what}"
-        rows = read_rows(RESULTS / f"{name}.csv")
-        benchmark_report.publish(RESULTS, name, columns, rows, figure(rows), text(rows))
+        if rows := read_rows(RESULTS / f"{name}.csv"):
+            benchmark_report.publish(RESULTS, name, columns, rows, figure(rows), text(rows))
     for data in ("flowers", "plant"):
         if any((RESULTS / f"{data}_{size}.csv").exists() for size in frontier.SIZES):
             frontier.main([data])

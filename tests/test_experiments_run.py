@@ -14,7 +14,7 @@ from absl import flags as absl_flags
 
 from experiments import run
 from thumbnet_tf import flags, stages
-from thumbnet_tf.config import Config, FlagError
+from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.evaluate import COLUMNS
 
@@ -26,7 +26,8 @@ def rows(tmp_path, monkeypatch):
     for name in ("rows", "results"):
         (tmp_path / name).mkdir()
     for name in ("discs_32_original", "discs_32_bicubic"):
-        (tmp_path / "rows" / f"{name}.flags").write_text("--dataset=folder:discs\n--methods=bicubic\n")
+        methods = "" if name.endswith("original") else "bicubic"
+        (tmp_path / "rows" / f"{name}.flags").write_text(f"--dataset=folder:discs\n--methods={methods}\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "ROOT", tmp_path)
     monkeypatch.setattr(run, "ROWS", tmp_path / "rows")
@@ -52,7 +53,7 @@ def rows(tmp_path, monkeypatch):
     return started
 
 
-def test_each_row_and_seed_is_trained_once_with_its_teacher(rows, tmp_path):
+def test_each_row_and_seed_is_trained_once_with_its_teacher(rows, tmp_path, capsys):
     options = run.Options(rows=("discs_32_original", "discs_32_bicubic"), seeds=("0", "1"))
     assert run.main(options) == 0
     assert rows[0] == ["--flagfile=rows/discs_32_original.flags", "--seed=0", "--run_dir=runs/discs_32_original_seed0"]
@@ -71,8 +72,10 @@ def test_each_row_and_seed_is_trained_once_with_its_teacher(rows, tmp_path):
     ]
     assert {(row["cores"], row["kd"], row["val_kd"], row["fm"]) for row in noted} == {("3", "0.5", "0.7", "")}
     assert {row["date"] for row in noted} == {datetime.date.today().isoformat()}
+    capsys.readouterr()
     assert run.main(options) == 0
     assert len(rows) == 4  # nothing anew
+    assert "discs_32_bicubic, seed 1 is measured; --again trains it nevertheless\n" in capsys.readouterr().err
 
 
 def test_sets_of_one_full_size_share_their_teacher(rows, tmp_path, monkeypatch):
@@ -97,6 +100,49 @@ def test_a_teacher_that_is_measured_but_not_there_is_trained_first(rows, tmp_pat
     ]
     assert all("--dataset=folder:elsewhere" in command for command in rows)
     assert [row["row"] for row in read_rows(path)] == ["discs_32_bicubic"] * 2 + ["discs_32_original"] * 2
+
+
+def test_what_is_measured_is_trained_again_on_request_where_its_run_is_missing(rows, tmp_path, capsys):
+    path = tmp_path / "results" / "discs_32.csv"
+    old = [{"row": f"discs_32_{name}", "seed": 1, "split": "test", "minutes": 9} for name in ("original", "bicubic")]
+    write_rows(path, run.COLUMNS, old)
+    options = run.Options(rows=("discs_32_bicubic",), seeds=("1",), again=True)
+    assert run.main(options) == 0
+    assert len(rows) == 2  # its T too
+    assert [row["top1"] for row in read_rows(path) if row["split"] == "test"] == ["0.15", "0.15"]
+    for name in ("original", "bicubic"):
+        (tmp_path / "runs" / f"discs_32_{name}_seed1" / name / "done.json").write_text("{}")
+    assert run.main(options) == 0
+    assert len(rows) == 2
+    assert "discs_32_bicubic, seed 1 is measured and there\n" in capsys.readouterr().err
+
+
+def test_no_row_is_left_beside_a_teacher_that_did_not_teach_it(rows, tmp_path):
+    for name in ("thumbnet", "area"):
+        (tmp_path / "rows" / f"discs_32_{name}.flags").write_text(f"--methods={name}\n")
+    measured = [{"row": f"discs_32_{name}", "seed": 0, "minutes": 9} for name in ("original", "bicubic")]
+    write_rows(tmp_path / "results" / "discs_32.csv", run.COLUMNS, measured)
+    options = run.Options(rows=("discs_32_thumbnet",))
+    with pytest.raises(UserError, match="runs/discs_32_original_seed0 is missing.*this seed: discs_32_bicubic. Take"):
+        run.main(options)
+    assert not rows
+    both = run.Options(rows=("discs_32_thumbnet", "discs_32_bicubic"), again=True)
+    assert [row for row, _ in run.jobs(both)] == ["discs_32_original", "discs_32_thumbnet", "discs_32_bicubic"]
+    assert len(run.jobs(run.Options(rows=("discs_32_thumbnet",), seeds=("1",)))) == 2  # a seed with nothing measured
+
+
+def test_a_row_goes_on_in_the_precision_that_it_was_begun_in(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "bfloat16_pays", lambda: True)
+    with open(tmp_path / "rows" / "discs_32_original.flags", "a") as file:
+        file.write("--mixed_precision=mixed_bfloat16\n")
+    begun = tmp_path / "runs" / "discs_32_original_seed0"
+    begun.mkdir(parents=True)
+    (begun / "config.json").write_text(Config(mixed_precision="float32").to_json())
+    options = run.Options(rows=("discs_32_original",), seeds=("0", "1"))
+    assert "--mixed_precision=mixed_bfloat16" in run.command("discs_32_original", "0", options)  # nothing trained yet
+    (begun / "data.json").write_text("{}")
+    assert "--mixed_precision=float32" in run.command("discs_32_original", "0", options)
+    assert "--mixed_precision=mixed_bfloat16" in run.command("discs_32_original", "1", options)
 
 
 @pytest.mark.parametrize("pays", [True, False])
@@ -198,8 +244,11 @@ def test_mistakes_are_named(rows, tmp_path):
         run.Options(rows=("other",))
     with pytest.raises(FlagError, match="--seeds takes whole numbers"):
         run.Options(rows=("discs_32_original",), seeds=("a",))
+    with pytest.raises(FlagError, match="--seeds takes whole numbers.*Received: '00'"):
+        run.Options(rows=("discs_32_original",), seeds=("00",))
     with pytest.raises(FlagError, match="--rows must name at least one row"):
         run.Options()
+    assert run.main(run.Options(list=True, dataset="folder:x")) == 0
     with pytest.raises(FlagError, match="of one folder of photographs.*Received: folder:x, with rows of fine_detail"):
         (tmp_path / "rows" / "discs_32_other.flags").write_text("--dataset=fine_detail\n")
         run.Options(rows=("discs_32_other", "discs_32_original"), dataset="folder:x")

@@ -32,22 +32,24 @@ def test_table_computes_mean_spread_and_recovered_share(monkeypatch):
         for seed, top in enumerate(found)
         for macs in ("4800000" if name == "thumbnet" else "0",)
     ]
-    rows.append(rows[-1] | {"split": "validation", "top1": "0.1"})
+    rows += [row | {"split": "validation", "top1": "0.1"} for row in rows]
     lines = {line.split("`")[1]: line for line in row_tables.markdown("flowers_32", rows).splitlines()[2:]}
     # (0.85 - 0.7) / (0.95 - 0.7) = 0.6; --w_cl=0 in this set's flags
     assert lines["thumbnet"].startswith(
-        "| `thumbnet` | learned thumbnails, KD + FM + MM | 85.0 ± 7.1 | 50.0 ± 0.0 | 0.60 |"
+        "| `thumbnet` | learned thumbnails, KD + FM + MM | 85.0 ± 7.1 | 10.0 ± 0.0 | 50.0 ± 0.0 | 0.60 |"
     )
     assert lines["thumbnet"].endswith("| 9.9 (+ 4.8) | 2.80 | 2 |")
     assert lines["original"].startswith(
-        "| `original` | the teacher T on full images | 95.0 ± 7.1 | 50.0 ± 0.0 | 1.00 |"
+        "| `original` | the teacher T on full images | 95.0 ± 7.1 | 10.0 ± 0.0 | 50.0 ± 0.0 | 1.00 |"
     )
     # of its one seed: (0.8 - 0.7) / (0.9 - 0.7) = 0.5; bicubic has no third seed
-    assert lines["area"].startswith("| `area` | area thumbnails, CL | 80.0 | 50.0 | 0.50 | 9.9 | 2.80 | 1 |")
+    assert lines["area"].startswith("| `area` | area thumbnails, CL | 80.0 | 10.0 | 50.0 | 0.50 | 9.9 | 2.80 | 1 |")
     # against bicubic thumbnails with the narrower S: (0.85 - 0.75) / (0.95 - 0.75) = 0.5
-    assert "| 85.0 ± 7.1 | 50.0 ± 0.0 | 0.50 |" in lines["narrow_thumbnet"]
+    assert "| 85.0 ± 7.1 | 10.0 ± 0.0 | 50.0 ± 0.0 | 0.50 |" in lines["narrow_thumbnet"]
     assert "| 50.0 ± 0.0 | - |" in lines["narrow_bicubic_kd"]
-    assert lines["no_fm"].startswith("| `no_fm` | thumbnet without FM, KD + MM | 0.0 ± 0.0 | 50.0 ± 0.0 | - |")
+    assert lines["no_fm"].startswith(
+        "| `no_fm` | thumbnet without FM, KD + MM | 0.0 ± 0.0 | 10.0 ± 0.0 | 50.0 ± 0.0 | - |"
+    )
 
 
 def test_losses_are_means_of_the_rows_that_have_them():
@@ -55,6 +57,39 @@ def test_losses_are_means_of_the_rows_that_have_them():
     rows = [common | {"kd": kd} for kd in ("0.2", "0.3")] + [common | {"split": "validation", "kd": "9"}]
     rows.append(common | {"row": "flowers_32_bicubic", "kd": "", "val_kd": ""})
     assert row_tables.losses_markdown(rows).splitlines()[2:] == ["| `thumbnet` | 0.250 | 0.900 | - | - | 2 |"]
+
+
+def test_differences_are_taken_between_rows_of_the_same_seeds(monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+    of_rows = {
+        "thumbnet": {"0": ("0.70", "0.80", "0.300"), "1": ("0.80", "0.90", "0.200")},
+        "fm_1": {"1": ("0.79", "0.92", "0.250")},
+        "bicubic_kd": {"0": ("0.69", "0.80", "0.350"), "1": ("0.78", "0.86", "0.270"), "2": ("0", "0", "0")},
+        "bicubic": {"0": ("0.68", "0.75", "")},
+        "temperature_8": {"0": ("0.72", "0.81", "0.9")},  # its KD is another measure
+        "e_8": {"2": ("0", "0", "0")},
+        "original": {"0": ("0.9", "1", "")},
+    }
+    rows = [
+        {
+            "row": f"ablation_32_{name}",
+            "split": split,
+            "seed": seed,
+            "top1": top,
+            "teacher_agreement": same,
+            "val_kd": kd,
+        }
+        for name, seeds in of_rows.items()
+        for seed, (top, same, kd) in seeds.items()
+        for split in ("test", "validation")
+    ]
+    assert row_tables.differences_markdown("ablation_32", rows).splitlines()[2:] == [
+        "| `bicubic` | bicubic thumbnails, CL | -2.0 | -5.0 | - | 1 |",
+        "| `bicubic_kd` | bicubic thumbnails, KD | -1.5 | -2.0 | +0.060 | 2 |",  # (-1 - 2) / 2; (0.05 + 0.07) / 2
+        "| `fm_1` | thumbnet, FM of weight 1 in place of 0.1 | -1.0 | +2.0 | +0.050 | 1 |",
+        "| `temperature_8` | thumbnet, temperature 8 in place of 4 | +2.0 | +1.0 | - | 1 |",
+    ]
+    assert len(row_tables.differences_markdown("ablation_32", rows[4:]).splitlines()) == 2  # no thumbnet, no rows
 
 
 def test_header_of_a_measured_row_is_replaced():
@@ -140,12 +175,16 @@ def test_aims_are_judged_over_the_seeds_that_all_rows_have():
 
 
 def test_an_aim_is_met_as_it_is_shown(monkeypatch):
-    tops = {"original": 0.8, "thumbnet": 0.79996}
-    rows = [{"split": "test", "row": f"discs_64_{name}", "seed": "0", "top1": str(top)} for name, top in tops.items()]
+    tops = {"original": (0.8, 0.7), "thumbnet": (0.79996, 0.6)}
+    rows = [
+        {"split": split, "row": f"discs_64_{name}", "seed": "0", "top1": str(top)}
+        for name, found in tops.items()
+        for split, top in zip(("test", "validation"), found, strict=True)
+    ]
     monkeypatch.setattr(aims, "rows_of", lambda of_set: rows)
     needed = (0.0, 0.1)
     monkeypatch.setattr(aims, "AIMS", [aims.Aim("discs_64", "thumbnet", "original", least) for least in needed])
     assert aims.markdown().splitlines()[2:] == [
-        "| `discs_64` | points of `thumbnet` above T | 0.0 | 0.0 | 1 | yes |",
-        "| `discs_64` | points of `thumbnet` above T | 0.1 | 0.0 | 1 | no |",
+        "| `discs_64` | points of `thumbnet` above T | 0.0 | 0.0 | -10.0 | 1 | yes |",
+        "| `discs_64` | points of `thumbnet` above T | 0.1 | 0.0 | -10.0 | 1 | no |",
     ]

@@ -24,7 +24,8 @@ from thumbnet_tf import (
     wire,
 )
 from thumbnet_tf.config import Config, UserError
-from thumbnet_tf.csv_files import read_rows
+from thumbnet_tf.csv_files import read_rows, write_rows
+from thumbnet_tf.evaluate import COLUMNS
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -169,3 +170,19 @@ def test_summary_refuses_missing_results_and_repeated_seeds(tmp_path, monkeypatc
         summary.collect("x", [str(tmp_path), str(tmp_path)])
     summary.collect("x", [str(tmp_path)])
     assert read_rows(tmp_path / "x.csv")[0]["top1"] == "0.5"
+
+
+def test_summary_takes_runs_that_have_the_same_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(summary, "RESULTS", tmp_path)
+    runs = {"a": [("original", 0), ("bicubic", 0), ("thumbnet", 0)], "b": [("original", 1), ("bicubic", 1)]}
+    for run, found in runs.items():
+        (tmp_path / run).mkdir()
+        write_rows(tmp_path / run / "results.csv", COLUMNS, [row(method, seed, 0.5) for method, seed in found])
+    folders = [str(tmp_path / run) for run in runs]
+    with pytest.raises(UserError, match="original of 0, 1; bicubic of 0, 1; thumbnet of 0$"):
+        summary.collect("discs", folders)
+    with pytest.raises(UserError, match="each seed is counted once"):
+        summary.collect("discs", folders[:1] * 2)
+    assert not (tmp_path / "discs.csv").exists()
+    summary.collect("discs", folders[:1])
+    assert [each["method"] for each in read_rows(tmp_path / "discs.csv")] == ["original", "bicubic", "thumbnet"]

@@ -168,3 +168,18 @@ def test_python_of_the_readme(grpc_address, ask, disc_files, tmp_path, monkeypat
     exec(compile(code, "README.md", "exec"), {})
     wanted = ask("serving_default", contents(disc_files[:1]))
     assert capsys.readouterr().out.strip() == str(wanted["classes"][0])
+
+
+def test_python_of_the_readme_without_a_server(exported, ask, disc_files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved_models" / "thumbnet").mkdir(parents=True)
+    (tmp_path / "saved_models" / "thumbnet" / "1").symlink_to(exported)
+    shutil.copy(disc_files[0], "cat.jpg")
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[2]
+    assert "thumbnet_int8.tflite" in code and "import thumbnet_tf" not in code
+    exec(compile(code.replace("thumbnet_int8", "thumbnet_float32"), "README.md", "exec"), {})
+    wanted = ask("serving_default", contents(disc_files[:1]))
+    for line in capsys.readouterr().out.splitlines():
+        label, score = line.rsplit(" ", 1)
+        assert label == wanted["classes"][0, 0].decode()
+        assert float(score) == pytest.approx(wanted["scores"][0, 0], abs=1e-4)
