@@ -16,6 +16,7 @@ import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
 from data_helpers import by_pillow
+from PIL import Image
 from run_helpers import CLASSES, IMAGE_SIZE, RATIO
 from serving_helpers import LOCAL, free_port, http_server
 
@@ -90,6 +91,16 @@ def test_command_line(grpc_address, disc_files, wanted, tmp_path):
     assert [row["file"] for row in rows] == [str(folder / f"{i}.png") for i in range(12)]
     first = [f"{rows[0][f'label_{rank}']} {float(rows[0][f'score_{rank}']):.4f}" for rank in (1, 2)]
     assert first == wanted[0][:2] and rows[0]["error"] == ""
+
+
+def test_images_that_exif_says_to_turn_are_told(grpc_address, disc_files, tmp_path, caplog):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(disc_files[0]) as image:
+        image.save(tmp_path / "phone.jpg", exif=exif)
+    files = (disc_files[0], str(tmp_path / "phone.jpg"))
+    client.main(Options(grpc=grpc_address, files=files, timeout_seconds=60))
+    assert "1 of 2 images carry an EXIF orientation, which is ignored" in caplog.text
 
 
 def test_only_the_bad_image_of_a_batch_fails(grpc_address, disc_files, wanted, tmp_path, capsys):

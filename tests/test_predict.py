@@ -155,6 +155,18 @@ def test_bad_images_stop_or_are_skipped(tiny_run, disc_files, tmp_path, caplog, 
         predict.main(Options(run_dir=str(tiny_run.path), files=(str(bad),), on_bad_image="skip"))
 
 
+def test_images_that_exif_says_to_turn_are_told(tiny_run, disc_files, tmp_path, caplog):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    turned = tmp_path / "phone.jpg"
+    turned.write_bytes(encode(disc(0, 0), "JPEG", exif=exif))
+    predict.main(Options(run_dir=str(tiny_run.path), files=(*disc_files[:2], str(turned))))
+    assert "1 of 3 images carry an EXIF orientation, which is ignored" in caplog.text
+    caplog.clear()
+    predict.main(Options(run_dir=str(tiny_run.path), files=tuple(disc_files[:2])))
+    assert "EXIF" not in caplog.text
+
+
 def test_default_method_is_thumbnet_else_the_last_finished(tiny_run, tmp_path):
     assert predict.choose_method(tiny_run, "") == "thumbnet"
     assert predict.choose_method(tiny_run, "direct") == "direct"

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from data_helpers import SPLITS, encode, load, picture, pixels, write_folder
+from PIL import Image
 
 from thumbnet_tf import preprocess, progress
 from thumbnet_tf.config import UserError
@@ -179,8 +180,25 @@ def test_unreadable_file_is_a_bad_image(pets):
     found = listing.list_folder(pets, lambda line: None)
     raw = found.splits["train"]()
     (pets / "cat/0.png").unlink()
-    bad, _, _ = store.check_images(raw.items(np.arange(3)), raw.fetch, 3, "checking", 1e9)
+    bad, *_ = store.check_images(raw.items(np.arange(3)), raw.fetch, 3, "checking", 1e9)
     assert bad == {0: "No such file or directory"}
+
+
+def test_images_that_exif_says_to_turn_are_told(pets):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("cat/1.png", "dog/2.png", "dog/3.png"):
+        (pets / name).write_bytes(encode(picture(20, 24), "PNG", exif=exif))
+    lines = []
+    loaded = load(f"folder:{pets}", log=lines.append)
+    told = [line for line in lines if "EXIF orientation, which is ignored" in line]
+    assert sum(int(line.split(": ")[1].split()[0]) for line in told) == 3
+    sizes = {f"{name}: ": f" of {split.num_examples} images" for name, split in loaded.splits.items()}
+    assert all(line.startswith(name) and size in line for line in told for name, size in sizes.items() if name in line)
+    lines.clear()
+    write_folder(pets.parent / "upright", {"cat": 5, "dog": 5})
+    load(f"folder:{pets.parent / 'upright'}", log=lines.append)
+    assert lines and not any("EXIF" in line for line in lines)
 
 
 # --- fingerprint

@@ -265,11 +265,14 @@ def main(options: Options) -> None:
     )
     sys.stdout.reconfigure(errors="surrogateescape")  # a file name that is no UTF-8 comes out as it is on disk
     shown = predictions if sys.stdout.isatty() else track(predictions, len(files), f"classifying by {method}")
-    count = 0
+    count = turned = 0
     for prediction in shown:
         thumbnail = _save_thumbnail(prediction, folder) if options.save_thumbnails else None
         print(_line(prediction, thumbnail, options.json), flush=True)
         count += 1
+        turned += preprocess.is_turned(prediction.file)
+    if turned:
+        _log.warning(preprocess.of_turned(turned, count))
     if not count:
         raise UserError(f"at least one image must be readable; mend them. Received: {len(files)} unreadable files")
 

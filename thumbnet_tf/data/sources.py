@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from thumbnet_tf import preprocess
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import listing
 from thumbnet_tf.data.store import FileStore, MemoryStore, StreamStore, check_images
@@ -181,7 +182,7 @@ def cut(names: Sequence[str], labels: np.ndarray, cut_test: bool, cut_validation
 def _load_split(
     name: str, raw: listing.RawSplit, positions: np.ndarray, budget: float, log: Callable[[str], None]
 ) -> Split:
-    bad, digest, store = check_images(
+    bad, turned, digest, store = check_images(
         raw.items(positions), raw.fetch, len(positions), f"checking {name} images", budget
     )
     kept = np.array([position for i, position in enumerate(positions) if i not in bad], np.int64)
@@ -189,6 +190,8 @@ def _load_split(
         raise UserError(f"the {name} split needs images; add some. Received: none")
     place = f"{store.num_bytes / 2**20:.1f} MiB in memory" if store else "decoded anew each epoch (--memory_limit_gb)"
     log(f"{name}: {len(kept)} images, {place}")
+    if turned:
+        log(f"{name}: {preprocess.of_turned(turned, len(kept))}")
     return Split(
         name=name,
         labels=raw.labels[kept],

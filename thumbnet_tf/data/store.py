@@ -1,6 +1,7 @@
 """Where a split's images are: decoded in memory, in files, or in a stream of records."""
 
 import hashlib
+import io
 import os
 import re
 import zlib
@@ -124,7 +125,7 @@ def _blocks(items: Iterable[Any]) -> Iterator[list[Any]]:
 
 def check_images(
     items: Iterable[Any], fetch: Callable[[Any], bytes], total: int, what: str, limit_bytes: float
-) -> tuple[dict[int, str], str, MemoryStore | None]:
+) -> tuple[dict[int, str], int, str, MemoryStore | None]:
     """Decodes every image once, and keeps the pixels if they fit.
 
     Args:
@@ -135,10 +136,11 @@ def check_images(
         limit_bytes: pixels are kept as long as all together are no more than this.
 
     Returns:
-        The position and the reason of each bad image, a digest of the bytes of all, and the store of all good ones, in
-        order, or None where they don't fit.
+        The position and the reason of each bad image, how many good ones EXIF says to turn, a digest of the bytes of
+        all, and the store of all good ones, in order, or None where they don't fit.
     """
     bad: dict[int, str] = {}
+    turned = 0
     chunks: list[tf.Tensor] = []
     pending: list[tf.Tensor] = []  # decoded, not packed yet
     pending_bytes = kept_bytes = 0
@@ -146,17 +148,17 @@ def check_images(
     keep = limit_bytes > 0
     digest = hashlib.sha256()
 
-    def decoded(item: Any) -> tuple[tf.Tensor | str, int]:
-        """Returns what `try_decode` does, and a checksum of the bytes (0 where there were none)."""
-        checksum = 0
+    def decoded(item: Any) -> tuple[tf.Tensor | str, int, bool]:
+        """Returns what `try_decode` does, a checksum of the bytes (0 where there were none), and whether to turn it."""
+        data = b""
 
-        def checked(item: Any) -> bytes:
-            nonlocal checksum
+        def fetched(item: Any) -> bytes:
+            nonlocal data
             data = fetch(item)
-            checksum = zlib.crc32(data)
             return data
 
-        return try_decode(checked, item), checksum
+        image = try_decode(fetched, item)
+        return image, zlib.crc32(data), preprocess.is_turned(io.BytesIO(data))
 
     def pack() -> None:
         nonlocal pending_bytes
@@ -167,11 +169,12 @@ def check_images(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, tf.device("CPU"):
         results = (result for block in _blocks(items) for result in pool.map(decoded, block))
-        for position, (image, checksum) in enumerate(progress.track(results, total, what)):
+        for position, (image, checksum, is_turned) in enumerate(progress.track(results, total, what)):
             digest.update(checksum.to_bytes(4, "little"))
             if isinstance(image, str):
                 bad[position] = image
                 continue
+            turned += is_turned
             size = int(tf.size(image))
             kept_bytes += size
             if not keep:
@@ -189,7 +192,7 @@ def check_images(
             pending.append(image)
             pending_bytes += size
         if not keep or not shape_of:
-            return bad, digest.hexdigest()[:16], None
+            return bad, turned, digest.hexdigest()[:16], None
         pack()
         arrays = np.array(chunk_of, np.int32), np.array(offset_of, np.int64), np.array(shape_of, np.int32)
-        return bad, digest.hexdigest()[:16], MemoryStore(chunks, *arrays)
+        return bad, turned, digest.hexdigest()[:16], MemoryStore(chunks, *arrays)
