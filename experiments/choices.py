@@ -58,11 +58,12 @@ def difference(base: Config, other: Config) -> str:
 
 def markdown(rows: list[dict[str, str]]) -> str:
     """Returns the table of the rows, best first among the students."""
-    lines = ["| method | flag added | top-1 on validation, % |", "| --- | --- | ---: |"]
+    lines = ["| method | flag added | top-1 on validation, % | agrees with T, % |", "| --- | --- | ---: | ---: |"]
     order = sorted(rows, key=lambda row: (row["method"] != ORIGINAL, -float(row["validation_top1"])))
     for row in order:
         flags = f"`{row['difference']}`" if row["difference"] else "-"
-        lines.append(f"| `{row['method']}` | {flags} | {100 * float(row['validation_top1']):.1f} |")
+        shares = [100 * float(row[name]) for name in ("validation_top1", "validation_teacher_agreement")]
+        lines.append(f"| `{row['method']}` | {flags} | {shares[0]:.1f} | {shares[1]:.1f} |")
     return "\n".join(lines)
 
 

@@ -10,13 +10,15 @@ from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.stages import METHODS, ORIGINAL, loss_weights
 
 NARROW = "narrow_"  # rows with the narrower S begin like this in their set
+OVERVIEW = (ORIGINAL, "bicubic", "bicubic_kd", "thumbnet", "narrow_thumbnet", "slim")
 
 
 def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
     """Returns a set's table: mean and standard deviation over the seeds of each row, on test if nothing else is said.
 
     The recovered share is (row - bicubic) / (original - bicubic), of the mean accuracies over the row's own seeds, and
-    with bicubic thumbnails for the row's kind of S; it is left out where bicubic or T isn't measured for all of them.
+    with bicubic thumbnails for the row's kind of S and as many epochs; it is left out where that or T isn't measured
+    for all of them.
 
     Args:
         of_set: its name.
@@ -38,8 +40,9 @@ def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
         agreement = "-" if name.startswith(ALONE) else spread(found, "teacher_agreement")
         others = [row for row in rows if row["row"] == name and row["split"] == "validation"]
         seeds = {row["seed"] for row in found}
-        kind = NARROW if name_in_set(name).startswith(NARROW) else ""
-        base, top = mean(f"{of_set}_{kind}bicubic", seeds), mean(teacher_row(f"{of_set}_{ORIGINAL}"), seeds)
+        bicubic = f"{of_set}_{NARROW if name_in_set(name).startswith(NARROW) else ''}bicubic"
+        fair = bicubic in by_row and config_of(name).epochs == config_of(bicubic).epochs
+        base, top = mean(bicubic, seeds) if fair else None, mean(teacher_row(f"{of_set}_{ORIGINAL}"), seeds)
         share = recovered(statistics.mean(float(row["top1"]) for row in found), base, top)
         lines.append(
             f"| `{name_in_set(name)}` | {about(name)} | {spread(found, 'top1')} | {spread(others, 'top1')} "
@@ -97,6 +100,27 @@ def differences_markdown(of_set: str, rows: list[dict[str, str]]) -> str:
         kd = [float(row["val_kd"]) - float(other["val_kd"]) for row, other in pairs] if comparable else []
         cells.append(f"{statistics.mean(kd):+.3f}" if kd else "-")
         lines.append(f"| `{name_in_set(name)}` | {about(name)} | {' | '.join(cells)} | {len(pairs)} |")
+    return "\n".join(lines)
+
+
+def overview_markdown(sets: dict[str, list[dict[str, str]]]) -> str:
+    """Returns the table of what matters most of some sets: test accuracies, each with its number of seeds.
+
+    Args:
+        sets: rows of each set's CSV, T's included, by the set's name.
+    """
+    lines = [
+        f"| data | px | {' | '.join(f'`{name}`' for name in OVERVIEW)} |",
+        f"| --- | --- |{' ---: |' * len(OVERVIEW)}",
+    ]
+    for of_set, rows in sets.items():
+        cfg = config_of(f"{of_set}_thumbnet")
+        cells = [pathlib.Path(cfg.dataset).name, f"{cfg.image_size} to {cfg.thumbnail_size}"]
+        for name in OVERVIEW:
+            row = teacher_row(f"{of_set}_{name}") if name == ORIGINAL else f"{of_set}_{name}"
+            found = [each for each in rows if each["row"] == row and each["split"] == "test"]
+            cells.append(f"{spread(found, 'top1')} ({len(found)})" if found else "-")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -20,7 +20,7 @@ from experiments import (
     tflite_latency,
     views,
 )
-from experiments.row_tables import differences_markdown, headers, losses_markdown, markdown, rows_of
+from experiments.row_tables import differences_markdown, headers, losses_markdown, markdown, overview_markdown, rows_of
 from experiments.run import ALONE, names, set_of
 from experiments.summary import RESULTS, ROOT, replace_table
 from thumbnet_tf import benchmark_report
@@ -52,6 +52,8 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
         if rows := read_rows(RESULTS / f"{name}.csv"):
             yield where, name, text(rows)
     yield page, "aims", aims.markdown()
+    photographs = {name: rows_of(name) for name in ("flowers_64", "flowers_32", "plant_64", "plant_32")}
+    yield top, "photographs", overview_markdown({name: rows for name, rows in photographs.items() if rows})
     for of_set in sorted({set_of(row) for row in names()}):
         if rows := rows_of(of_set):
             yield page, of_set, markdown(of_set, rows)

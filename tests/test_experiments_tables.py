@@ -24,7 +24,14 @@ def test_a_set_is_shown_beside_its_teacher_of_the_same_seeds(tmp_path, monkeypat
 def test_table_computes_mean_spread_and_recovered_share(monkeypatch):
     monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
     common = {"split": "test", "teacher_agreement": "0.5", "macs": "9900000", "params": "2800000"}
-    tops = {"original": [0.9, 1.0], "bicubic": [0.7, 0.7], "thumbnet": [0.8, 0.9], "area": [0.8], "no_fm": [0, 0, 0]}
+    tops = {
+        "original": [0.9, 1.0],
+        "bicubic": [0.7, 0.7],
+        "thumbnet": [0.8, 0.9],
+        "area": [0.8],
+        "no_fm": [0, 0, 0],
+        "slim": [0.9, 0.9],
+    }
     tops |= {"narrow_bicubic": [0.75, 0.75], "narrow_thumbnet": [0.8, 0.9], "narrow_bicubic_kd": [0.75, 0.7, 0.8]}
     rows = [
         common | {"row": f"flowers_32_{name}", "seed": str(seed), "top1": str(top), "macs_downscaler": macs}
@@ -47,9 +54,26 @@ def test_table_computes_mean_spread_and_recovered_share(monkeypatch):
     # against bicubic thumbnails with the narrower S: (0.85 - 0.75) / (0.95 - 0.75) = 0.5
     assert "| 85.0 ± 7.1 | 10.0 ± 0.0 | 50.0 ± 0.0 | 0.50 |" in lines["narrow_thumbnet"]
     assert "| 50.0 ± 0.0 | - |" in lines["narrow_bicubic_kd"]
+    assert "| 50.0 ± 0.0 | - | 9.9 |" in lines["slim"]  # it has more epochs than bicubic
     assert lines["no_fm"].startswith(
         "| `no_fm` | thumbnet without FM, KD + MM | 0.0 ± 0.0 | 10.0 ± 0.0 | 50.0 ± 0.0 | - |"
     )
+
+
+def test_overview_shows_each_accuracy_with_its_number_of_seeds(monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+    tops = {"flowers_32_original": [0.9], "flowers_64_bicubic": [0.7, 0.8], "flowers_64_narrow_thumbnet": [0.85]}
+    rows = [
+        {"row": name, "split": split, "top1": str(top if split == "test" else 0)}
+        for name, found in tops.items()
+        for top in found
+        for split in ("test", "validation")
+    ]
+    assert row_tables.overview_markdown({"flowers_64": rows}).splitlines() == [
+        "| data | px | `original` | `bicubic` | `bicubic_kd` | `thumbnet` | `narrow_thumbnet` | `slim` |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| tf_flowers | 128 to 64 | 90.0 (1) | 75.0 ± 7.1 (2) | - | - | 85.0 (1) | - |",
+    ]
 
 
 def test_losses_are_means_of_the_rows_that_have_them():

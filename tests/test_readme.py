@@ -116,6 +116,13 @@ def test_what_the_readme_says_of_the_wire_is_in_its_table():
 
 def test_choices_name_the_difference():
     assert choices.difference(Config(), Config(w_mm=0.5, teacher="x", run_dir="y")) == "--w_mm=0.5"
+    runs = [("thumbnet", "", "0.7", "0.75"), ("thumbnet", "--w_mm=0.5", "0.8", "0.7"), ("original", "", "0.6", "1")]
+    keys = ("method", "difference", "validation_top1", "validation_teacher_agreement")
+    assert choices.markdown([dict(zip(keys, values, strict=True)) for values in runs]).splitlines()[2:] == [
+        "| `original` | - | 60.0 | 100.0 |",
+        "| `thumbnet` | `--w_mm=0.5` | 80.0 | 70.0 |",
+        "| `thumbnet` | - | 70.0 | 75.0 |",
+    ]
 
 
 def test_python_of_the_readme_runs(tiny_run, tiny_resnet, photos):
