@@ -42,6 +42,7 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
         (page, "flowers_quick_wire", deployment.wire_markdown),
         (page, "flowers_choices", choices.markdown),
         (page, "flowers_32_choices", choices.markdown),
+        (page, "plant_64_choices", choices.markdown),
         (page, "own_teacher_choices", choices.markdown),
         (page, "hard_choices", choices.markdown),
         (page, "flowers_views", views.markdown),
