@@ -87,30 +87,6 @@ def test_logged_losses_are_running_means_not_the_last_batch(photos):
 
 
 @pytest.mark.usefixtures("tiny_resnet")
-def test_fm_trains_e_and_the_part_before_its_tap_first_where_asked_to(photos):
-    batch = photos(4, 32), np.array([0, 1, 2, 0])
-    trainer = make_trainer("thumbnet", config(fm_first_steps=2, weight_decay=0.0))
-    student = trainer.student
-    behind = {layer.name for layer in student.layers if layer.name.startswith(("stage2", "classifier"))}
-    parts = {
-        "E": trainer.downscaler.trainable_variables,
-        "D": trainer.decoder.trainable_variables,
-        "before": [v for layer in student.layers if layer.name not in behind for v in layer.trainable_variables],
-        "behind": [v for layer in student.layers if layer.name in behind for v in layer.trainable_variables],
-    }
-    assert all(parts.values())
-    for step in range(3):
-        before = {name: values(variables) for name, variables in parts.items()}
-        told = {name: float(value) for name, value in trainer.train_step(batch).items()}
-        for name, variables in parts.items():
-            moved = any((a != b).any() for a, b in zip(before[name], values(variables), strict=True))
-            assert moved == (name != "behind" or step == 2), (name, step)
-        if step == 0:
-            assert told["loss"] == pytest.approx(0.1 * told["fm"] + 0.1 * told["mm"], rel=1e-4)
-    assert make_trainer("no_fm", config(fm_first_steps=2)).fm_first_steps == 0  # nothing would train S
-
-
-@pytest.mark.usefixtures("tiny_resnet")
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_a_trainer_computes_as_its_configuration_says(policy):
     cfg = config(mixed_precision=policy)

@@ -71,7 +71,6 @@ def _built(method: str, cfg: Config, num_classes: int, teacher: keras.Model | No
         loss_weights=weights,
         temperature=cfg.temperature,
         fm_tap=tap,
-        fm_first_steps=cfg.fm_first_steps if "fm" in weights else 0,
         mm_std_weight=cfg.mm_std_weight,
         label_smoothing=cfg.label_smoothing,
         clip_norm=cfg.clip_norm,

@@ -151,12 +151,6 @@ class Config:
         "the map of T that FM decodes from the same map of S: stage1 to stage4 (VGG-11: stage5), or the name of a "
         "layer of your own T; auto = stage2, of your own T the deepest layer at an eighth of the input's side",
     )
-    fm_first_steps: int = option(
-        0,
-        "first steps, of methods with FM, in which FM and MM alone train E, and S up to the tap; 0 = none: all losses "
-        "act from the start",
-        minimum=0,
-    )
     mm_std_weight: float = option(1.0, "lambda, the weight of the standard deviations in MM", minimum=0.0)
     label_smoothing: float = option(0.0, "label smoothing in CL", minimum=0.0, maximum=0.9)
 

@@ -32,7 +32,6 @@ class Trainer(keras.Model):
         loss_weights: Mapping[str, float],
         temperature: float = 4.0,
         fm_tap: str = "stage2",
-        fm_first_steps: int = 0,
         mm_std_weight: float = 1.0,
         label_smoothing: float = 0.0,
         clip_norm: float = 0.0,
@@ -49,7 +48,6 @@ class Trainer(keras.Model):
             loss_weights: weight of each term that is on, of cl, kd, fm, mm.
             temperature: tau of KD.
             fm_tap: name of FM's tap.
-            fm_first_steps: first steps of the optimizer in which CL and KD weigh nothing.
             mm_std_weight: lambda of MM.
             label_smoothing: of CL.
             clip_norm: largest norm of the global gradient; 0 for no clipping.
@@ -73,7 +71,6 @@ class Trainer(keras.Model):
             teacher.trainable = False
         self.term_weights = dict(loss_weights)
         self.temperature, self.fm_tap, self.mm_std_weight = temperature, fm_tap, mm_std_weight
-        self.fm_first_steps = fm_first_steps
         self.label_smoothing, self.clip_norm = label_smoothing, clip_norm
         self.thumbnail_jpeg = thumbnail_jpeg
         self.supports_jit = not thumbnail_jpeg  # XLA knows no JPEG
@@ -182,11 +179,7 @@ class Trainer(keras.Model):
         return terms
 
     def _weighted(self, terms: dict[str, tf.Tensor]) -> tf.Tensor:
-        weights = dict(self.term_weights)
-        if self.fm_first_steps:
-            later = tf.cast(self.optimizer.iterations >= self.fm_first_steps, tf.float32)
-            weights |= {name: later * weights[name] for name in ("cl", "kd") if name in weights}
-        return tf.add_n([weights[name] * value for name, value in terms.items()])
+        return tf.add_n([self.term_weights[name] * value for name, value in terms.items()])
 
     def _clip(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         """Scales the gradients so that their sum over all replicas has at most the norm `clip_norm`, if there is one.
