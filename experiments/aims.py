@@ -43,7 +43,7 @@ AIMS = (
 
 
 def measured(aim: Aim, rows: list[dict[str, str]], split: str = "test") -> tuple[float | None, int]:
-    """Returns what an aim came to and over how many seeds; None and 0 where no seed has all rows that it needs.
+    """Returns what an aim came to, None where that isn't defined, and over how many seeds: those of all rows it needs.
 
     Args:
         aim: the aim.
@@ -57,7 +57,9 @@ def measured(aim: Aim, rows: list[dict[str, str]], split: str = "test") -> tuple
     if not seeds:
         return None, 0
     value, over, *top = found
-    return ((value - over) / (top[0] - over) if aim.share else 100 * (value - over)), seeds
+    if aim.share:
+        return (None if top[0] == over else (value - over) / (top[0] - over)), seeds
+    return 100 * (value - over), seeds
 
 
 def markdown() -> str:
@@ -75,12 +77,9 @@ def markdown() -> str:
             what = f"share of T's lead over {over} that `{aim.row}` wins back"
         digits = 2 if aim.share else 1
         cells = [f"`{aim.of_set}`", what, f"{aim.least:.{digits}f}"]
-        if value is None:
-            cells += ["not measured", "-", "0", "-"]
-        else:
-            shown, beside = (
-                round(each, digits) + 0.0 for each in (value, measured(aim, rows, "validation")[0])
-            )  # no -0.0
-            cells += [f"{shown:.{digits}f}", f"{beside:.{digits}f}", str(seeds), "yes" if shown >= aim.least else "no"]
+        for each in (value, measured(aim, rows, "validation")[0]):
+            cells.append("-" if each is None else f"{round(each, digits) + 0.0:.{digits}f}")  # no -0.0
+        met = "-" if value is None else "yes" if round(value, digits) >= aim.least else "no"
+        cells += [str(seeds) if seeds else "not measured", met]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -40,15 +40,20 @@ def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
         agreement = "-" if name.startswith(ALONE) else spread(found, "teacher_agreement")
         others = [row for row in rows if row["row"] == name and row["split"] == "validation"]
         seeds = {row["seed"] for row in found}
-        bicubic = f"{of_set}_{NARROW if name_in_set(name).startswith(NARROW) else ''}bicubic"
-        fair = bicubic in by_row and config_of(name).epochs == config_of(bicubic).epochs
-        base, top = mean(bicubic, seeds) if fair else None, mean(teacher_row(f"{of_set}_{ORIGINAL}"), seeds)
+        base, top = mean(_bicubic(of_set, name), seeds), mean(teacher_row(f"{of_set}_{ORIGINAL}"), seeds)
         share = recovered(statistics.mean(float(row["top1"]) for row in found), base, top)
         lines.append(
             f"| `{name_in_set(name)}` | {about(name)} | {spread(found, 'top1')} | {spread(others, 'top1')} "
             f"| {agreement} | {share} | {cost(found[0])} | {int(found[0]['params']) / 1e6:.2f} | {len(found)} |"
         )
     return "\n".join(lines)
+
+
+def _bicubic(of_set: str, row: str) -> str:
+    """Returns the row of bicubic thumbnails, measured or not, whose S and epochs are those of a row of the set."""
+    name = f"{of_set}_{NARROW if name_in_set(row).startswith(NARROW) else ''}bicubic"
+    epochs = config_of(row).epochs
+    return name if row == teacher_row(row) or config_of(name).epochs == epochs else f"{name}_{epochs}"
 
 
 def losses_markdown(rows: list[dict[str, str]]) -> str:
@@ -104,7 +109,7 @@ def differences_markdown(of_set: str, rows: list[dict[str, str]]) -> str:
 
 
 def overview_markdown(sets: dict[str, list[dict[str, str]]]) -> str:
-    """Returns the table of what matters most of some sets: test accuracies, each with its number of seeds.
+    """Returns the table of what matters most of some sets: test accuracies, each with its seeds.
 
     Args:
         sets: rows of each set's CSV, T's included, by the set's name.
@@ -119,7 +124,8 @@ def overview_markdown(sets: dict[str, list[dict[str, str]]]) -> str:
         for name in OVERVIEW:
             row = teacher_row(f"{of_set}_{name}") if name == ORIGINAL else f"{of_set}_{name}"
             found = [each for each in rows if each["row"] == row and each["split"] == "test"]
-            cells.append(f"{spread(found, 'top1')} ({len(found)})" if found else "-")
+            seeds = ", ".join(each["seed"] for each in found)
+            cells.append(f"{spread(found, 'top1')} ({seeds})" if found else "-")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -136,27 +136,37 @@ def jobs(options: Options) -> list[tuple[str, str]]:
     """Returns the rows and seeds to train, in the order given: what isn't measured yet, and first its T.
 
     Raises:
-        UserError: when a T isn't there that measured rows have learned from: they would stand beside another T.
+        UserError: when a T isn't there that measured rows have learned from, and `--again` doesn't ask for another:
+            they would stand beside it.
     """
     found = {}  # a set that keeps its order
     for row in options.rows:
         for seed in options.seeds:
             if int(seed) in measured(row) and (not options.again or there(row, seed, options)):
-                why = "is measured and there" if options.again else "is measured; --again trains it nevertheless"
+                why = (
+                    "is measured and there"
+                    if options.again
+                    else "is measured; --again trains it where its run directory is missing"
+                )
                 print(f"{row}, seed {seed} {why}", file=sys.stderr)
                 continue
             if has_teacher(row) and not finished(teacher_row(row), seed, options):
                 found[teacher_row(row), seed] = None
             found[row, seed] = None
     for row, seed in found:
-        taught = [name for name in names() if has_teacher(name) and teacher_row(name) == row and name != row]
+        taught = [name for name in names() if has_teacher(name) and teacher_row(name) == row]
         taught = [name for name in taught if int(seed) in measured(name) and (name, seed) not in found]
-        if taught and int(seed) in measured(row) and not there(row, seed, options) and not options.again:
+        if not taught or int(seed) not in measured(row) or there(row, seed, options):
+            continue
+        if not options.again:
             raise UserError(
                 f"{folder(row, seed, options)} is missing, and a T trained anew would be another than the one that "
                 f"taught what is measured with this seed: {', '.join(taught)}. Take a seed that --list doesn't show, "
                 "or give --again and train those anew too"
             )
+        print(
+            f"with this T, seed {seed}, train anew too: {', '.join(taught)}; another has taught them", file=sys.stderr
+        )
     return list(found)
 
 

@@ -75,7 +75,7 @@ def test_each_row_and_seed_is_trained_once_with_its_teacher(rows, tmp_path, caps
     capsys.readouterr()
     assert run.main(options) == 0
     assert len(rows) == 4  # nothing anew
-    assert "discs_32_bicubic, seed 1 is measured; --again trains it nevertheless\n" in capsys.readouterr().err
+    assert "discs_32_bicubic, seed 1 is measured; --again trains it where its run" in capsys.readouterr().err
 
 
 def test_sets_of_one_full_size_share_their_teacher(rows, tmp_path, monkeypatch):
@@ -117,7 +117,7 @@ def test_what_is_measured_is_trained_again_on_request_where_its_run_is_missing(r
     assert "discs_32_bicubic, seed 1 is measured and there\n" in capsys.readouterr().err
 
 
-def test_no_row_is_left_beside_a_teacher_that_did_not_teach_it(rows, tmp_path):
+def test_no_row_is_left_unsaid_beside_a_teacher_that_did_not_teach_it(rows, tmp_path, capsys):
     for name in ("thumbnet", "area"):
         (tmp_path / "rows" / f"discs_32_{name}.flags").write_text(f"--methods={name}\n")
     measured = [{"row": f"discs_32_{name}", "seed": 0, "minutes": 9} for name in ("original", "bicubic")]
@@ -128,6 +128,9 @@ def test_no_row_is_left_beside_a_teacher_that_did_not_teach_it(rows, tmp_path):
     assert not rows
     both = run.Options(rows=("discs_32_thumbnet", "discs_32_bicubic"), again=True)
     assert [row for row, _ in run.jobs(both)] == ["discs_32_original", "discs_32_thumbnet", "discs_32_bicubic"]
+    assert "train anew too" not in capsys.readouterr().err
+    assert len(run.jobs(run.Options(rows=("discs_32_thumbnet",), again=True))) == 2
+    assert "with this T, seed 0, train anew too: discs_32_bicubic; another" in capsys.readouterr().err
     assert len(run.jobs(run.Options(rows=("discs_32_thumbnet",), seeds=("1",)))) == 2  # a seed with nothing measured
 
 

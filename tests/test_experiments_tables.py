@@ -8,6 +8,8 @@ from matplotlib.collections import PathCollection
 from experiments import aims, frontier, published, row_tables, run
 from thumbnet_tf.csv_files import write_rows
 
+SPLITS = ("test", "validation")
+
 
 def test_a_set_is_shown_beside_its_teacher_of_the_same_seeds(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
@@ -60,20 +62,37 @@ def test_table_computes_mean_spread_and_recovered_share(monkeypatch):
     )
 
 
-def test_overview_shows_each_accuracy_with_its_number_of_seeds(monkeypatch):
+def test_overview_shows_each_accuracy_with_its_seeds(monkeypatch):
     monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
     tops = {"flowers_32_original": [0.9], "flowers_64_bicubic": [0.7, 0.8], "flowers_64_narrow_thumbnet": [0.85]}
     rows = [
-        {"row": name, "split": split, "top1": str(top if split == "test" else 0)}
+        {"row": name, "split": split, "top1": str(top if split == "test" else 0), "seed": str(seed)}
         for name, found in tops.items()
-        for top in found
+        for seed, top in enumerate(found, 1)
         for split in ("test", "validation")
     ]
     assert row_tables.overview_markdown({"flowers_64": rows}).splitlines() == [
         "| data | px | `original` | `bicubic` | `bicubic_kd` | `thumbnet` | `narrow_thumbnet` | `slim` |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| tf_flowers | 128 to 64 | 90.0 (1) | 75.0 ± 7.1 (2) | - | - | 85.0 (1) | - |",
+        "| tf_flowers | 128 to 64 | 90.0 (1) | 75.0 ± 7.1 (1, 2) | - | - | 85.0 (1) | - |",
     ]
+
+
+def test_shares_of_longer_rows_count_from_a_bicubic_as_long(monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+    common = {"teacher_agreement": "0.5", "macs": "1", "macs_downscaler": "0", "params": "1", "seed": "1"}
+    tops = {"32_original": 0.98, "64_bicubic": 0.90, "64_thumbnet": 0.94, "64_thumbnet_72": 0.97}
+
+    def shares(tops):
+        rows = [
+            common | {"row": f"plant_{name}", "split": s, "top1": str(t)} for name, t in tops.items() for s in SPLITS
+        ]
+        return {
+            line.split("`")[1]: line.split(" | ")[5] for line in row_tables.markdown("plant_64", rows).splitlines()[2:]
+        }
+
+    assert shares(tops) == {"original": "1.00", "bicubic": "0.00", "thumbnet": "0.50", "thumbnet_72": "-"}
+    assert shares(tops | {"64_bicubic_72": 0.94})["thumbnet_72"] == "0.75"  # (0.97 - 0.94) / (0.98 - 0.94)
 
 
 def test_losses_are_means_of_the_rows_that_have_them():
@@ -196,6 +215,8 @@ def test_aims_are_judged_over_the_seeds_that_all_rows_have():
     value, seeds = aims.measured(aims.Aim("flowers_64", "thumbnet", "original", -0.5), rows)
     assert (value, seeds) == (pytest.approx(-23.3333, abs=1e-3), 3)
     assert aims.measured(aims.Aim("flowers_64", "slim", "original", 0.0), rows) == (None, 0)
+    level = [row | {"top1": "0.9"} for row in rows]  # nothing is lost, so there is no share of it
+    assert aims.measured(aims.Aim("flowers_64", "thumbnet", "bicubic", 0.95, share=True), level) == (None, 2)
 
 
 def test_an_aim_is_met_as_it_is_shown(monkeypatch):
@@ -207,8 +228,10 @@ def test_an_aim_is_met_as_it_is_shown(monkeypatch):
     ]
     monkeypatch.setattr(aims, "rows_of", lambda of_set: rows)
     needed = (0.0, 0.1)
-    monkeypatch.setattr(aims, "AIMS", [aims.Aim("discs_64", "thumbnet", "original", least) for least in needed])
+    wanted = [aims.Aim("discs_64", "thumbnet", "original", least) for least in needed]
+    monkeypatch.setattr(aims, "AIMS", [*wanted, aims.Aim("discs_64", "slim", "original", 0.0)])
     assert aims.markdown().splitlines()[2:] == [
         "| `discs_64` | points of `thumbnet` above T | 0.0 | 0.0 | -10.0 | 1 | yes |",
         "| `discs_64` | points of `thumbnet` above T | 0.1 | 0.0 | -10.0 | 1 | no |",
+        "| `discs_64` | points of `slim` above T | 0.0 | - | - | not measured | - |",
     ]

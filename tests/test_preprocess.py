@@ -1,7 +1,5 @@
 """Tests of the image functions: against Pillow, against their own definition, eagerly and inside tf.data."""
 
-import io
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -89,23 +87,6 @@ def test_decode_ignores_exif_orientation():
     exif[0x0112] = 6  # to be turned by 90 degrees
     turned = preprocess.decode_image(encode(SMOOTH, "JPEG", quality=95, exif=exif))
     np.testing.assert_array_equal(turned, preprocess.decode_image(JPEG))
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_exif_that_asks_to_turn_an_image_is_seen(kind, tmp_path):
-    for orientation, wanted in ((None, False), (0, False), (1, False), (6, True), (3, True)):
-        exif = Image.Exif()
-        if orientation is not None:
-            exif[0x0112] = orientation
-        data = encode(SMOOTH, kind, exif=exif)
-        (tmp_path / "image").write_bytes(data)
-        assert preprocess.is_turned(str(tmp_path / "image")) == preprocess.is_turned(io.BytesIO(data)) == wanted
-
-
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_what_is_no_image_is_not_turned(name):
-    assert not preprocess.is_turned(io.BytesIO(BAD_FILES[name]))
-    assert not preprocess.is_turned("missing.jpg")
 
 
 @pytest.mark.parametrize("name", BAD_FILES)

@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from data_helpers import by_pillow
+from PIL import Image
 from run_helpers import CLASSES, IMAGE_SIZE, RATIO
 from serving_helpers import MODEL
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
+from tflite_helpers import infer
+
+from thumbnet_tf import preprocess
 
 README = (pathlib.Path(__file__).parent.parent / "saved_models" / "README.md").read_text()
 SMALL = IMAGE_SIZE // RATIO
@@ -170,16 +174,21 @@ def test_python_of_the_readme(grpc_address, ask, disc_files, tmp_path, monkeypat
     assert capsys.readouterr().out.strip() == str(wanted["classes"][0])
 
 
-def test_python_of_the_readme_without_a_server(exported, ask, disc_files, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("variant", ["int8", "float32"])
+def test_python_of_the_readme_without_a_server(exported, ask, disc_files, tmp_path, monkeypatch, capsys, variant):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "saved_models" / "thumbnet").mkdir(parents=True)
     (tmp_path / "saved_models" / "thumbnet" / "1").symlink_to(exported)
-    shutil.copy(disc_files[0], "cat.jpg")
+    with Image.open(disc_files[0]) as image:
+        image.save("cat.jpg", quality=90)
     code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[2]
     assert "thumbnet_int8.tflite" in code and "import thumbnet_tf" not in code
-    exec(compile(code.replace("thumbnet_int8", "thumbnet_float32"), "README.md", "exec"), {})
-    wanted = ask("serving_default", contents(disc_files[:1]))
-    for line in capsys.readouterr().out.splitlines():
-        label, score = line.rsplit(" ", 1)
-        assert label == wanted["classes"][0, 0].decode()
-        assert float(score) == pytest.approx(wanted["scores"][0, 0], abs=1e-4)
+    exec(compile(code.replace("thumbnet_int8", f"thumbnet_{variant}"), "README.md", "exec"), {})
+    served, lite = (line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines())
+    wanted = ask("serving_default", contents(["cat.jpg"]))
+    assert served[0] == wanted["classes"][0, 0].decode()
+    assert float(served[1]) == pytest.approx(wanted["scores"][0, 0], abs=1e-5)
+    crop = preprocess.eval_crop(preprocess.decode_image(contents(["cat.jpg"])[0]), IMAGE_SIZE, 0.875).numpy()
+    scores = infer((exported / "tflite" / f"thumbnet_{variant}.tflite").read_bytes(), crop[None])[0]
+    assert lite[0] == CLASSES[scores.argmax()]
+    assert float(lite[1]) == pytest.approx(scores.max() / (256 if variant == "int8" else 1), abs=1e-6)

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from thumbnet_tf import flags, preprocess
+from thumbnet_tf import flags
 from thumbnet_tf.client_thumbnails import TfliteDownscaler
 from thumbnet_tf.client_transport import (
     INPUTS,
@@ -37,7 +37,7 @@ from thumbnet_tf.client_transport import (
 )
 from thumbnet_tf.config import FlagError, UserError, check_options, option
 from thumbnet_tf.csv_files import write_rows
-from thumbnet_tf.data.store import try_decode
+from thumbnet_tf.data.store import is_turned, of_turned, try_decode
 from thumbnet_tf.predict import list_images
 from thumbnet_tf.progress import track
 from thumbnet_tf.runs import saving, write_atomically
@@ -266,8 +266,8 @@ def main(options: Options) -> None:
         if options.output and answers:  # also those before an error
             _write(output, answers)
     failed = sum(bool(answer.error) for answer in answers)
-    if turned := sum(preprocess.is_turned(answer.file) for answer in answers if not answer.error):
-        _log.warning(preprocess.of_turned(turned, len(answers) - failed))
+    if turned := sum(is_turned(answer.file) for answer in answers if not answer.error):
+        _log.warning(of_turned(turned, len(answers) - failed))
     _log.info(client.summary(len(answers), failed))
     if failed == len(answers):
         raise UserError(f"at least one image must be readable; mend them. Received: {failed} refused files")

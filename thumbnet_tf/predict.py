@@ -24,7 +24,7 @@ import tensorflow as tf
 from thumbnet_tf import flags, preprocess
 from thumbnet_tf.config import Config, UserError, check_options, option
 from thumbnet_tf.data.listing import IMAGE_SUFFIXES, natural_key
-from thumbnet_tf.data.store import try_decode
+from thumbnet_tf.data.store import is_turned, of_turned, try_decode
 from thumbnet_tf.downscaler import ToThumbnail
 from thumbnet_tf.evaluate import load_parts
 from thumbnet_tf.progress import track
@@ -270,9 +270,9 @@ def main(options: Options) -> None:
         thumbnail = _save_thumbnail(prediction, folder) if options.save_thumbnails else None
         print(_line(prediction, thumbnail, options.json), flush=True)
         count += 1
-        turned += preprocess.is_turned(prediction.file)
+        turned += is_turned(prediction.file)
     if turned:
-        _log.warning(preprocess.of_turned(turned, count))
+        _log.warning(of_turned(turned, count))
     if not count:
         raise UserError(f"at least one image must be readable; mend them. Received: {len(files)} unreadable files")
 

@@ -1,15 +1,11 @@
 """Pure functions of one image, shared by training, evaluation, calibration and the serving graph.
 
-Images are RGB, uint8, in [0, 255], of shape (H, W, 3). All functions of images are made of TensorFlow operations
-only, so they run eagerly, inside `tf.data` and inside a SavedModel, and draw nothing at random: whatever is random is
-a function of an explicit seed.
+Images are RGB, uint8, in [0, 255], of shape (H, W, 3). All functions are made of TensorFlow operations only, so
+they run eagerly, inside `tf.data` and inside a SavedModel, and draw nothing at random: whatever is random is a
+function of an explicit seed.
 """
 
-import os
-from typing import BinaryIO
-
 import tensorflow as tf
-from PIL import ExifTags, Image
 
 ASPECT_RANGE = (3 / 4, 4 / 3)  # width over height of a random crop
 CROP_TRIES = 10  # candidate crops a view draws; the first that lies inside the image is taken
@@ -77,27 +73,6 @@ def _resize(image: tf.Tensor, size: int) -> tf.Tensor:
     """Resizes uint8 (H, W, 3) to uint8 (size, size, 3): bilinear, antialiased when shrinking, rounded."""
     resized = tf.image.resize(image, (size, size), "bilinear", antialias=True)
     return tf.ensure_shape(tf.saturate_cast(tf.round(resized), tf.uint8), (size, size, 3))
-
-
-def is_turned(file: str | os.PathLike | BinaryIO) -> bool:
-    """Returns whether EXIF says that an image isn't upright as its pixels lie in the file, which decoding ignores.
-
-    Args:
-        file: path of an image file, or one that is open; False for what Pillow can't read.
-    """
-    try:
-        with Image.open(file) as image:
-            return image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)  # 0: not known
-    except Exception:  # Pillow raises whatever a damaged header leads to, and decoding judges the file
-        return False
-
-
-def of_turned(turned: int, total: int) -> str:
-    """Returns the line that tells of images for which `is_turned`."""
-    return (
-        f"{turned} of {total} images carry an EXIF orientation, which is ignored: they are seen as their pixels lie in "
-        "the file. Turn them upright first (as PIL.ImageOps.exif_transpose does) if they aren't meant to lie so"
-    )
 
 
 def eval_crop(image: tf.Tensor, size: int, crop_fraction: float) -> tf.Tensor:

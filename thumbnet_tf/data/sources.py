@@ -20,10 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from thumbnet_tf import preprocess
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import listing
-from thumbnet_tf.data.store import FileStore, MemoryStore, StreamStore, check_images
+from thumbnet_tf.data.store import FileStore, MemoryStore, StreamStore, check_images, of_turned
 
 _log = logging.getLogger(__name__)
 
@@ -191,7 +190,7 @@ def _load_split(
     place = f"{store.num_bytes / 2**20:.1f} MiB in memory" if store else "decoded anew each epoch (--memory_limit_gb)"
     log(f"{name}: {len(kept)} images, {place}")
     if turned:
-        log(f"{name}: {preprocess.of_turned(turned, len(kept))}")
+        log(f"{name}: {of_turned(turned, len(kept))}")
     return Split(
         name=name,
         labels=raw.labels[kept],

@@ -8,10 +8,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tensorflow as tf
+from PIL import ExifTags
+from PIL.JpegImagePlugin import JpegImageFile
 
 from thumbnet_tf import preprocess, progress
 
@@ -109,6 +111,29 @@ def try_decode(fetch: Callable[[Any], bytes], item: Any) -> tf.Tensor | str:
         return _reason(error.message)
 
 
+def is_turned(file: str | os.PathLike | BinaryIO) -> bool:
+    """Returns whether a JPEG's EXIF says to turn it, as cameras write it; decoding ignores that.
+
+    Args:
+        file: path of a file, or one that is open; False for what is no regular file or no JPEG.
+    """
+    if isinstance(file, str | os.PathLike) and not os.path.isfile(file):
+        return False
+    try:
+        with JpegImageFile(file) as image:  # unlike Image.open, this takes images of any size
+            return image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)  # 0: not known
+    except Exception:  # Pillow raises whatever a damaged header leads to, and decoding judges the file
+        return False
+
+
+def of_turned(turned: int, total: int) -> str:
+    """Returns the line that tells of images for which `is_turned`."""
+    return (
+        f"{turned} of {total} images carry an EXIF orientation, which is ignored: they are seen as their pixels lie in "
+        "the file. Turn them upright first (as PIL.ImageOps.exif_transpose does) if they aren't meant to lie so"
+    )
+
+
 def _reason(message: str) -> str:
     """Returns the part of a TensorFlow error that says what is wrong, without where in the graph."""
     if "Number of channels requested" in message:
@@ -158,7 +183,7 @@ def check_images(
             return data
 
         image = try_decode(fetched, item)
-        return image, zlib.crc32(data), preprocess.is_turned(io.BytesIO(data))
+        return image, zlib.crc32(data), is_turned(io.BytesIO(data))
 
     def pack() -> None:
         nonlocal pending_bytes
@@ -169,12 +194,12 @@ def check_images(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, tf.device("CPU"):
         results = (result for block in _blocks(items) for result in pool.map(decoded, block))
-        for position, (image, checksum, is_turned) in enumerate(progress.track(results, total, what)):
+        for position, (image, checksum, lies) in enumerate(progress.track(results, total, what)):
             digest.update(checksum.to_bytes(4, "little"))
             if isinstance(image, str):
                 bad[position] = image
                 continue
-            turned += is_turned
+            turned += lies
             size = int(tf.size(image))
             kept_bytes += size
             if not keep:
