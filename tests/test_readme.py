@@ -42,7 +42,7 @@ OPTIONS = {
     "benchmark": benchmark.Options,
 }
 # what stands for a value in commands -> one
-PLACES = {"N": "1", "K": "1", "$epochs": "1", "METHOD": "thumbnet", "FLAG": "--w_mm=1"}
+PLACES = {"N": "1", "K": "1", "$epochs": "1", "$rate": "0.1", "METHOD": "thumbnet", "FLAG": "--w_mm=1"}
 
 
 def commands() -> list[str]:
