@@ -33,6 +33,7 @@ AIMS = (
     Aim("flowers_32", "narrow_thumbnet", "narrow_bicubic", 0.75, share=True),
     Aim("hard_24", "thumbnet", "bicubic", 0.80, share=True),
     Aim("plant_64", "thumbnet", ORIGINAL, 0.0),
+    Aim("plant_64", "thumbnet_72", ORIGINAL, 0.0),
     Aim("plant_32", "thumbnet", ORIGINAL, -0.5),
     Aim("plant_32", "narrow_thumbnet", ORIGINAL, -0.5),
     Aim("flowers_32", "thumbnet", "slim", 2.0),
