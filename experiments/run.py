@@ -133,30 +133,30 @@ def finished(row: str, seed: str, options: Options) -> bool:
 
 
 def jobs(options: Options) -> list[tuple[str, str]]:
-    """Returns the rows and seeds to train, in the order given: what isn't measured yet, and first its T.
-
-    Raises:
-        UserError: when a T isn't there that measured rows have learned from, and `--again` doesn't ask for another:
-            they would stand beside it.
-    """
+    """Returns the rows and seeds to train, in the order given: what isn't measured yet, and first its T."""
     found = {}  # a set that keeps its order
     for row in options.rows:
         for seed in options.seeds:
             if int(seed) in measured(row) and (not options.again or there(row, seed, options)):
-                why = (
-                    "is measured and there"
-                    if options.again
-                    else "is measured; --again trains it where its run directory is missing"
-                )
-                print(f"{row}, seed {seed} {why}", file=sys.stderr)
+                more = "" if options.again else "; --again trains it where its run directory is missing"
+                print(f"{row}, seed {seed} is measured{more}", file=sys.stderr)
                 continue
             if has_teacher(row) and not finished(teacher_row(row), seed, options):
                 found[teacher_row(row), seed] = None
             found[row, seed] = None
+    return list(found)
+
+
+def check_teachers(found: list[tuple[str, str]], options: Options) -> None:
+    """Sees to it that no measured row is left unsaid beside a T that didn't teach it.
+
+    Raises:
+        UserError: when a T is to be trained anew, others have learned from the measured one, and `--again` isn't given.
+    """
     for row, seed in found:
         taught = [name for name in names() if has_teacher(name) and teacher_row(name) == row]
         taught = [name for name in taught if int(seed) in measured(name) and (name, seed) not in found]
-        if not taught or int(seed) not in measured(row) or there(row, seed, options):
+        if not taught or there(row, seed, options):
             continue
         if not options.again:
             raise UserError(
@@ -164,10 +164,7 @@ def jobs(options: Options) -> list[tuple[str, str]]:
                 f"taught what is measured with this seed: {', '.join(taught)}. Take a seed that --list doesn't show, "
                 "or give --again and train those anew too"
             )
-        print(
-            f"with this T, seed {seed}, train anew too: {', '.join(taught)}; another has taught them", file=sys.stderr
-        )
-    return list(found)
+        print(f"with T of seed {seed}, train anew too: {', '.join(taught)}; another has taught them", file=sys.stderr)
 
 
 def command(row: str, seed: str, options: Options) -> list[str]:
@@ -249,6 +246,7 @@ def main(options: Options) -> int:
             print(f"{row:40s} seeds measured: {', '.join(map(str, sorted(measured(row)))) or 'none'}")
         return 0
     found = jobs(options)
+    check_teachers(found, options)
     for number, (row, seed) in enumerate(found):
         known = [minutes for each in found[number:] for minutes in measured(each[0]).values()]
         left = f"about {statistics.mean(known) * (len(found) - number):.0f} minutes left" if known else "time unknown"

@@ -30,6 +30,14 @@ def encode(image: np.ndarray | Image.Image, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
+def exif(orientation: int | None) -> Image.Exif:
+    """Returns EXIF data with an orientation: 1 is upright, 6 to be turned by 90 degrees; None for without."""
+    found = Image.Exif()
+    if orientation is not None:
+        found[0x0112] = orientation
+    return found
+
+
 def by_pillow(data: bytes) -> np.ndarray:
     """Decodes with Pillow, int (H, W, 3)."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)

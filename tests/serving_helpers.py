@@ -263,3 +263,8 @@ def _main(kind: str, export: str) -> None:
 
 if __name__ == "__main__":
     _main(*sys.argv[1:])
+
+
+def columns(text: str) -> list[list[str]]:
+    """Returns the columns of the lines that the client prints."""
+    return [line.split("\t") for line in text.splitlines()]

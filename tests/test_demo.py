@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from data_helpers import exif
 from PIL import Image
 
 from experiments import browser, demo_check
@@ -229,11 +230,9 @@ def page() -> Iterator[browser.Browser]:
 
 @pytest.mark.slow
 def test_the_page_answers_as_python_does(exported, disc_files, tmp_path, page):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn me
     turned = [tmp_path / f"turned.{kind}" for kind in ("png", "webp", "jpg")]
     for path in turned:
-        Image.open(disc_files[0]).save(path, quality=95, exif=exif, lossless=True)
+        Image.open(disc_files[0]).save(path, quality=95, exif=exif(6), lossless=True)
     options = demo.Options(export_dir=str(exported), port=0, litert_dir=str(LITERT))
     with demo_check.served(options) as url:
         page.call("Page.navigate", url=url)

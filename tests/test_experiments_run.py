@@ -114,7 +114,7 @@ def test_what_is_measured_is_trained_again_on_request_where_its_run_is_missing(r
         (tmp_path / "runs" / f"discs_32_{name}_seed1" / name / "done.json").write_text("{}")
     assert run.main(options) == 0
     assert len(rows) == 2
-    assert "discs_32_bicubic, seed 1 is measured and there\n" in capsys.readouterr().err
+    assert "discs_32_bicubic, seed 1 is measured\n" in capsys.readouterr().err
 
 
 def test_no_row_is_left_unsaid_beside_a_teacher_that_did_not_teach_it(rows, tmp_path, capsys):
@@ -127,11 +127,15 @@ def test_no_row_is_left_unsaid_beside_a_teacher_that_did_not_teach_it(rows, tmp_
         run.main(options)
     assert not rows
     both = run.Options(rows=("discs_32_thumbnet", "discs_32_bicubic"), again=True)
-    assert [row for row, _ in run.jobs(both)] == ["discs_32_original", "discs_32_thumbnet", "discs_32_bicubic"]
+    jobs = run.jobs(both)
+    assert [row for row, _ in jobs] == ["discs_32_original", "discs_32_thumbnet", "discs_32_bicubic"]
+    run.check_teachers(jobs, both)
     assert "train anew too" not in capsys.readouterr().err
-    assert len(run.jobs(run.Options(rows=("discs_32_thumbnet",), again=True))) == 2
-    assert "with this T, seed 0, train anew too: discs_32_bicubic; another" in capsys.readouterr().err
-    assert len(run.jobs(run.Options(rows=("discs_32_thumbnet",), seeds=("1",)))) == 2  # a seed with nothing measured
+    assert run.main(run.Options(rows=("discs_32_thumbnet",), again=True)) == 0
+    assert len(rows) == 2
+    assert "with T of seed 0, train anew too: discs_32_bicubic; another" in capsys.readouterr().err
+    assert run.main(run.Options(rows=("discs_32_thumbnet",), seeds=("1",))) == 0  # a seed with nothing measured
+    assert len(rows) == 4
 
 
 def test_a_row_goes_on_in_the_precision_that_it_was_begun_in(rows, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from data_helpers import by_pillow, encode
+from data_helpers import by_pillow, encode, exif
 from PIL import Image
 from run_helpers import CLASSES, IMAGE_SIZE, RATIO, disc
 
@@ -156,10 +156,8 @@ def test_bad_images_stop_or_are_skipped(tiny_run, disc_files, tmp_path, caplog, 
 
 
 def test_images_that_exif_says_to_turn_are_told(tiny_run, disc_files, tmp_path, caplog):
-    exif = Image.Exif()
-    exif[0x0112] = 8
     turned = tmp_path / "phone.jpg"
-    turned.write_bytes(encode(disc(0, 0), "JPEG", exif=exif))
+    turned.write_bytes(encode(disc(0, 0), "JPEG", exif=exif(8)))
     predict.main(Options(run_dir=str(tiny_run.path), files=(*disc_files[:2], str(turned))))
     assert "1 of 3 images carry an EXIF orientation, which is ignored" in caplog.text
     caplog.clear()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from data_helpers import by_pillow, encode, picture
+from data_helpers import by_pillow, encode, exif, picture
 from PIL import Image
 
 from thumbnet_tf import preprocess
@@ -83,9 +83,7 @@ def test_decode_keeps_the_upper_8_of_16_bits():
 
 
 def test_decode_ignores_exif_orientation():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    turned = preprocess.decode_image(encode(SMOOTH, "JPEG", quality=95, exif=exif))
+    turned = preprocess.decode_image(encode(SMOOTH, "JPEG", quality=95, exif=exif(6)))
     np.testing.assert_array_equal(turned, preprocess.decode_image(JPEG))
 
 

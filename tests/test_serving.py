@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from data_helpers import exif
 from PIL import Image
 from run_helpers import CLASSES, IMAGE_SIZE, RATIO
 from tensorflow.core.protobuf import saved_model_pb2
@@ -28,18 +29,12 @@ def saved(image: np.ndarray, kind: str, mode: str = "RGB", **options) -> bytes:
     return out.getvalue()
 
 
-def rotated_by_exif() -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return exif
-
-
 KINDS = {
     "jpeg_420": {"kind": "JPEG", "subsampling": 2},
     "jpeg_444_progressive": {"kind": "JPEG", "subsampling": 0, "progressive": True},
     "jpeg_grey": {"kind": "JPEG", "mode": "L"},
     "jpeg_cmyk": {"kind": "JPEG", "mode": "CMYK"},
-    "jpeg_exif": {"kind": "JPEG", "exif": rotated_by_exif()},
+    "jpeg_exif": {"kind": "JPEG", "exif": exif(6)},
     "png": {"kind": "PNG"},
     "png_rgba": {"kind": "PNG", "mode": "RGBA"},
     "png_palette": {"kind": "PNG", "mode": "P"},

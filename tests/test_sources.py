@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from data_helpers import SPLITS, encode, load, picture, pixels, write_folder
+from data_helpers import SPLITS, encode, exif, load, picture, pixels, write_folder
 from PIL import Image
 
 from thumbnet_tf import preprocess, progress
@@ -184,13 +184,6 @@ def test_unreadable_file_is_a_bad_image(pets):
     (pets / "cat/0.png").unlink()
     bad, *_ = store.check_images(raw.items(np.arange(3)), raw.fetch, 3, "checking", 1e9)
     assert bad == {0: "No such file or directory"}
-
-
-def exif(orientation):
-    found = Image.Exif()
-    if orientation is not None:
-        found[0x0112] = orientation
-    return found
 
 
 def test_a_jpeg_that_exif_says_to_turn_is_seen(tmp_path, monkeypatch):
