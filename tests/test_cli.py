@@ -3,6 +3,7 @@
 import csv
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from absl import flags as absl_flags
 
 from thumbnet_tf import flags
-from thumbnet_tf.config import Config, UserError, to_flagfile
+from thumbnet_tf.config import Config, FlagError, UserError, to_flagfile
 from thumbnet_tf.data.fine_detail import FineDetail
 from thumbnet_tf.runs import load_keras
 
@@ -69,12 +70,8 @@ def test_flagfile_name():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--epohcs=3",), "Unknown command line flag 'epohcs'. Did you mean: epochs"),
-        (("--seed=-1",), "flag --seed=-1: -1 is not an integer in the range [0, 2147483647]"),
-        (("--epochs=many",), "flag --epochs=many"),
-        (("--methods=bicubik",), "Received: 'bicubik'"),
-        (("--ratio=3",), "--ratio must be 2 or 4. Received: 3"),
-        (("--flagfile=nowhere.flags",), "nowhere.flags"),
+        (("--epohcs=3",), "Unknown command line flag 'epohcs'. Did you mean: epochs"),  # found by absl
+        (("--methods=bicubik",), "Received: 'bicubik'"),  # found by Config
     ],
 )
 def test_a_wrong_flag_ends_with_one_line_and_code_2(arguments, message, tmp_path):
@@ -103,7 +100,27 @@ def test_a_mistake_found_later_ends_with_one_line_and_code_1(module, arguments, 
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "plots", "report"])
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        ("--seed=-1", absl_flags.Error, "flag --seed=-1: -1 is not an integer in the range [0, 2147483647]"),
+        ("--epochs=many", absl_flags.Error, "flag --epochs=many"),
+        ("--flagfile=nowhere.flags", absl_flags.Error, "nowhere.flags"),
+        ("--ratio=3", FlagError, "--ratio must be 2 or 4. Received: 3"),
+    ],
+)
+def test_other_wrong_flags_are_named(argument, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        parse(argument)
+
+
+def test_a_home_directory_is_found_as_a_shell_would(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse("--run_dir=~/runs/x", "--cache_dir=a/~/b").run_dir == "/home/me/runs/x"
+    assert parse("--cache_dir=a/~/b").cache_dir == "a/~/b"
+
+
+@pytest.mark.parametrize("module", ["train", "predict"])
 def test_help_lists_the_options(module):
     result = command("--help", module=module)
     assert result.returncode == 1  # absl's way

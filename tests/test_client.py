@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -99,7 +100,9 @@ def test_only_the_bad_image_of_a_batch_fails(grpc_address, disc_files, wanted, t
 
 
 @pytest.mark.parametrize("file_format", ["png", "jpeg"])
-def test_a_device_sends_thumbnails_only(grpc_address, exported, ask, disc_files, wanted, tmp_path, capsys, file_format):
+def test_a_device_sends_thumbnails_only(
+    grpc_address, exported, ask, disc_files, wanted, tmp_path, capsys, caplog, file_format
+):
     downscaler = exported / "tflite" / "downscaler_float32.tflite"
     bad = cut(disc_files[0], tmp_path)
     client.main(
@@ -108,10 +111,13 @@ def test_a_device_sends_thumbnails_only(grpc_address, exported, ask, disc_files,
             files=(*disc_files, bad),
             downscaler=str(downscaler),
             thumbnail_format=file_format,
+            version_label={"png": "stable", "jpeg": "canary"}[file_format],  # versions 1 and 2; E's is 1
             timeout_seconds=60,
             on_bad_image="skip",
         )
     )
+    other = "version 2 of the model read thumbnails that version 1's E made"
+    assert (other in caplog.text) == (file_format == "jpeg")
     lines = [line[1:] for line in columns(capsys.readouterr().out)]
     if file_format == "png":
         assert lines == wanted
@@ -124,6 +130,18 @@ def test_a_device_sends_thumbnails_only(grpc_address, exported, ask, disc_files,
     assert error.max() == 0 if file_format == "png" else 0 < error.mean() < 4
     scores = ask("thumbnail", sent)["scores"]
     assert [line[0].split()[1] for line in lines] == [f"{score:.4f}" for score in scores[:, 0]]
+
+
+def test_large_files_of_which_thumbnails_are_sent_share_requests(grpc_address, exported, tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        noise = rng.integers(0, 256, (900, 900, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{i}.png")
+        assert (tmp_path / f"{i}.png").stat().st_size > 2_000_000  # two don't fit into a request
+    tiny = exported / "tflite" / "downscaler_float32.tflite"
+    with caplog.at_level(logging.INFO):
+        client.main(Options(grpc=grpc_address, files=(str(tmp_path),), downscaler=str(tiny), timeout_seconds=60))
+    assert "3 images, 0 failed; 1 requests" in caplog.text
 
 
 def test_saved_thumbnails(grpc_address, ask, disc_files, wanted, tmp_path, capsys):
@@ -189,6 +207,7 @@ def test_other_mistakes(disc_files, exported, tmp_path):
 
 def test_commands_of_the_documentation_parse():
     texts = (client.__doc__, (pathlib.Path(__file__).parent.parent / "saved_models" / "README.md").read_text())
+    texts = [text.replace("\\\n", "") for text in texts]  # commands of two lines
     commands = [line for text in texts for line in re.findall(r"python -m thumbnet_tf\.client (.*)", text)]
     assert len(commands) >= 6
     for command in commands:

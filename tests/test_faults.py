@@ -1,5 +1,8 @@
 """What can go wrong in a run: each is told in one line, and nothing already on disk is lost."""
 
+import dataclasses
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -8,8 +11,8 @@ import pytest
 import tensorflow as tf
 from train_helpers import assert_same, interrupt_at, state_of
 
-from thumbnet_tf import loop
-from thumbnet_tf.config import FlagError, UserError
+from thumbnet_tf import cache_files, loop
+from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.data import sources
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.train import train
@@ -24,6 +27,28 @@ def test_another_configuration_is_refused_with_the_difference_named(config):
     assert "learning_rate was 0.003 and is now 0.5" in str(error.value)
     assert (run.path / "config.json").read_text() == before
     train(config(methods=("direct",), checkpoint_seconds=9.0))  # only says how often, so it may change
+
+
+def test_a_teacher_is_the_same_wherever_it_lies(tmp_path):
+    run = RunDir(tmp_path)
+    cfg = Config(teacher="runs/r/ratio2")
+    run.claim(cfg)
+    run.bind_data({"classes": []})
+    run.claim(dataclasses.replace(cfg, teacher=str(tmp_path / "kept" / "ratio2")))
+    with pytest.raises(UserError, match="teacher was 'runs/r/ratio2' and is now 'train'"):
+        run.claim(dataclasses.replace(cfg, teacher="train"))
+
+
+def test_where_files_cannot_be_locked_is_one_line(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    refused = pytest.raises(UserError, match=r"--run_dir must lie where files can be locked \(No locks available\)")
+    with refused, RunDir(tmp_path / "run").lock():
+        pass
+    with pytest.raises(UserError, match="No locks available"), cache_files.lock(tmp_path / "cache"):
+        pass
 
 
 def test_changed_data_is_refused_on_resume(config, folder):

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from thumbnet_tf import backbones, folding, thumbnet
+from thumbnet_tf import backbones, folding, graph, thumbnet
 from thumbnet_tf.config import Config
 
 
@@ -97,7 +97,7 @@ def test_parts_cut_from_a_model_can_be_folded():
 
 
 def test_a_model_of_mixed_precision_is_folded_to_float32():
-    with thumbnet.precision("mixed_bfloat16"):
+    with graph.precision("mixed_bfloat16"):
         model = with_random_statistics(backbones.build("resnet18", 32, 5, 0.125))
     folded = folding.fold(model)
     assert {layer.compute_dtype for layer in folded.layers} == {"float32"}
@@ -107,7 +107,7 @@ def test_a_model_of_mixed_precision_is_folded_to_float32():
 
 
 def test_a_model_of_mixed_precision_can_keep_it():
-    with thumbnet.precision("mixed_bfloat16"):
+    with graph.precision("mixed_bfloat16"):
         model = with_random_statistics(backbones.build("resnet18", 32, 5, 0.125))
     folded = folding.fold(model, keep_precision=True)
     assert not normalisations(folded)

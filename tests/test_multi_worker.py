@@ -139,6 +139,7 @@ def arguments(tmp_path_factory) -> list[str]:
         *(f"--dataset=folder:{images}", "--image_size=32", "--ratio=2", "--width=0.0625", "--downscaler_width=4"),
         *("--fm_tap=stage1", "--batch_size=4", "--teacher_epochs=1", "--epochs=1", "--methods=thumbnet"),
         *("--optimizer=sgd", "--learning_rate=0.01", "--teacher_learning_rate=0.01", "--clip_norm=0.5"),
+        "--mixup_alpha=1",
         "--notensorboard",
     ]
 

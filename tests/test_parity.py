@@ -59,6 +59,7 @@ def test_row_counts_what_differs():
     # right: artifact 1st and 4th, Keras 1st, 2nd and 4th; the answers differ in the 2nd, by 0.8 - 0.4
     assert (row["top1"], row["keras_top1"], row["agreement"]) == ("0.500000", "0.750000", "0.750000")
     assert (row["max_score_diff"], row["latency_ms_p50"], row["bytes"]) == ("0.4", "2.500", 5)
+    assert row["median_score_diff"] == "0.05"  # of 0.1, 0.4, 0 and 0
 
 
 def test_an_artifact_that_cannot_run_is_one_line(parts, tmp_path):
@@ -66,6 +67,14 @@ def test_an_artifact_that_cannot_run_is_one_line(parts, tmp_path):
     (tmp_path / "broken.tflite").write_bytes(b"no model")
     with pytest.raises(UserError, match="an exported tflite can't be run"):
         parity.compare([parity.Subject("thumbnet", "int8", tmp_path / "broken.tflite")], models, split, cfg, (1,))
+
+
+def test_a_worker_that_is_killed_is_not_the_artifact_s_fault(tmp_path, monkeypatch):
+    killed = tmp_path / "worker.py"
+    killed.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    monkeypatch.setattr(parity.parity_worker, "__file__", str(killed))
+    with pytest.raises(UserError, match=r"was ended from outside, as happens when memory is short.*Received: signal 9"):
+        parity.run(tmp_path, "tflite", [], 1, 1)
 
 
 def test_files_come_back_as_they_were_written(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
+from data_helpers import by_pillow
 
 import thumbnet_tf
 from experiments import choices, row_tables, summary, tables, views
@@ -25,10 +26,12 @@ from thumbnet_tf import (
 )
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.csv_files import read_rows, write_rows
+from thumbnet_tf.data import fine_detail
 from thumbnet_tf.evaluate import COLUMNS
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 OPTIONS = {
     "train": Config,
     "evaluate": evaluate.Options,
@@ -126,7 +129,7 @@ def test_choices_name_the_difference():
 
 
 def test_python_of_the_readme_runs(tiny_run, tiny_resnet, photos):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    code = "\n".join(block for block in PYTHON if "tfds.load" not in block)
     call = re.search(r"thumbnet_tf\.Config\(.*\)", code)[0]
     assert eval(call, {"thumbnet_tf": thumbnet_tf}).run_dir == "runs/mine"
     images, labels = photos(4, 48), np.array([0, 1, 2, 0])
@@ -140,6 +143,15 @@ def test_python_of_the_readme_runs(tiny_run, tiny_resnet, photos):
     assert names["classifier"](photos(2, 32).astype("float32")).shape == (2, 2)
     history = names["history"].history
     assert np.isfinite(history["loss"]).all() and {"cl", "kd", "fm", "mm", "accuracy", "agreement"} <= set(history)
+
+
+def test_images_of_the_quickstart_can_be_written(tmp_path, monkeypatch):
+    [code] = [block for block in PYTHON if "tfds.load" in block]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fine_detail.FineDetail, "split_sizes", {"train": 8, "validation": 8, "test": 8})
+    exec(code.replace('tfds.load("fine_detail"', 'tfds.load("fine_detail", data_dir="."'), {})
+    images = [by_pillow((tmp_path / "textures" / f"{number}.png").read_bytes()) for number in range(8)]
+    assert all(image.shape == (96, 96, 3) and image.std() > 5 for image in images)
 
 
 def test_links_lead_somewhere():

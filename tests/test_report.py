@@ -231,6 +231,7 @@ def test_without_the_data_there_is_one_clear_note(run_copy):
     assert "The run has no metrics.csv" in text
     assert "95 % interval" in text and "paired differences" not in text
     assert table_of(page, "Measured by")["resnet50, 224"]["T"]
+    assert gather(run_copy, "bicubic").benchmark == []  # what was measured is thumbnet
     path = run_copy.path / "benchmark" / "benchmark_inference.csv"
     rows = [row for row in read_rows(path) if row["model"] != "teacher"]
     write_rows(path, list(rows[0]), rows)
@@ -292,10 +293,13 @@ def test_an_export_is_found_shown_and_checked(exported, tiny_run, run_copy, tmp_
         assert gather(tiny_run).export.folder.resolve() == exported
     finally:
         (exported.parent.parent.parent / "saved_models").unlink()
-    with pytest.raises(UserError, match=r"--export_dir must be an export of thumbnet of .*copy; its manifest names"):
+    with pytest.raises(UserError, match=r"--export_dir must be an export of thumbnet of .*copy as it is now; its mani"):
         gather(run_copy, "", str(exported))
     gone = shutil.copytree(exported, tmp_path / "1")
     manifest = json.loads((gone / "manifest.json").read_text())
+    (gone / "manifest.json").write_text(json.dumps({**manifest, "trained_sha256": "of a training before"}))
+    with pytest.raises(UserError, match=r"--export_dir must be an export of thumbnet of .* as it is now"):
+        gather(tiny_run, "", str(gone))
     (gone / "manifest.json").write_text(json.dumps({**manifest, "run": "gone"}))
     with pytest.raises(UserError, match=r"a run that is still there; its manifest names gone"):
         report.report(Options(export_dir=str(gone)))

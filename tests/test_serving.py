@@ -242,6 +242,21 @@ def test_names_the_positions_of_what_is_no_image(junk, photos, ask):
     assert "positions] [0 2]" in error(ask, "serving_default", [junk, saved(photos(1, 9)[0], "PNG"), junk])
 
 
+JPEG_XL = bytes.fromhex("ff0a434024080001005c004b188b1500d4884119e31c400c185a00e07de09c6b860a")  # 16 x 16 pixels, red
+
+
+def test_refuses_jpeg_xl_untried_though_tensorflow_could_decode_it(photos, ask):
+    def box(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data) + 8) + kind + data
+
+    contained = box(b"JXL ", b"\r\n\x87\n") + box(b"ftyp", b"jxl \0\0\0\0jxl ") + box(b"jxlc", JPEG_XL)
+    for file in (JPEG_XL, contained):  # a few bytes of it could ask for any number of pixels
+        assert tf.io.decode_image(file, 3).shape == (16, 16, 3)
+        message = error(ask, "serving_default", [saved(photos(1, 30)[0], "PNG"), file])
+        assert "image_bytes must be whole images (JPEG, PNG, BMP, GIF, WebP)" in message
+        assert "positions] [1]" in message
+
+
 def test_refuses_thumbnails_of_another_size(photos, ask):
     right, wrong = (saved(photos(1, size)[0], "PNG") for size in (SMALL, SMALL + 1))
     message = error(ask, "thumbnail", [right, wrong])

@@ -117,8 +117,10 @@ def test_kserve_yaml():
         max_replicas=predictor["maxReplicas"],
         scale_metric=predictor["scaleMetric"],
         scale_target=predictor["scaleTarget"],
+        container_concurrency=predictor["containerConcurrency"],
     )
     assert made.to_dict()["scale_target"] == predictor["scaleTarget"]
+    assert made.to_dict()["container_concurrency"] == predictor["containerConcurrency"] == predictor["scaleTarget"]
 
 
 def test_the_readme_starts_the_server_as_the_docker_test_does():

@@ -11,8 +11,9 @@ from data_helpers import SPLITS, encode, exif, load, picture, pixels, write_fold
 from PIL import Image
 
 from thumbnet_tf import preprocess, progress
-from thumbnet_tf.config import UserError
+from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import listing, sources, store
+from thumbnet_tf.runs import RunDir
 
 
 @pytest.fixture
@@ -127,6 +128,23 @@ def test_a_folder_that_can_not_be_read_is_told(pets, monkeypatch):
     monkeypatch.setattr(listing.Path, "iterdir", denied)
     with pytest.raises(UserError, match=r"must be readable. Received: .*pets \(Permission denied\)"):
         load(f"folder:{pets}")
+
+
+def test_a_folder_that_has_moved_is_the_same_data(pets, tmp_path):
+    cfg = Config(dataset=f"folder:{pets}", data_dir="sets")
+    run = RunDir(tmp_path)
+    run.claim(cfg)
+    run.bind_data(sources.load(cfg).facts())
+    kept = shutil.copytree(pets, tmp_path / "kept")
+    moved = sources.moved(cfg, str(kept))
+    assert (moved.dataset, moved.data_dir) == (f"folder:{kept}", "sets")
+    run.check_data(sources.load(moved).facts())
+    next(kept.rglob("*.png")).unlink()
+    with pytest.raises(UserError, match="the data changed since this run started"):
+        run.check_data(sources.load(moved).facts())
+    assert sources.moved(cfg, "") == cfg
+    tfds_set = Config(dataset="tf_flowers", data_dir="then")
+    assert sources.moved(tfds_set, "now") == Config(dataset="tf_flowers", data_dir="now")
 
 
 def test_absent_folder_is_told(tmp_path):

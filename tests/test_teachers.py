@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 from teacher_helpers import SIZE, teacher
 
-from thumbnet_tf import teacher_check, teachers
-from thumbnet_tf.config import UserError
+from thumbnet_tf import teacher_check, teachers, thumbnet
+from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.teacher_check import judge
 
 
@@ -85,6 +85,24 @@ def test_judge_names_what_is_wrong():
         judge({**STUCK, "caffe": scores(np.array([1, 2, 3, 0])[right])}, labels, NAMES, "0..255")
     with pytest.raises(UserError, match="its answers don't depend on the images' classes"):
         judge({**STUCK, "0..255": scores(rng.integers(0, 4, 200))}, labels, NAMES, "0..255")
+
+
+def test_few_images_do_not_refuse_a_teacher_that_seems_blind(caplog):
+    labels = np.array([0, 0, 1, 1])  # all four right, which chance might do as well
+    answers = {
+        **dict.fromkeys(("0..1", "-1..1", "caffe", "torch"), scores(np.zeros(4, int), 2)),
+        "0..255": scores(labels, 2),
+    }
+    judge(answers, labels, ("good", "broken"), "0..255")
+    assert "don't depend on the images' classes" in caplog.text and "so few images say little" in caplog.text
+
+
+def test_a_teacher_that_a_run_has_saved_scales_its_input_itself(own, tmp_path):
+    thumbnet.build_teacher(Config(image_size=SIZE, width=0.0625), 3).save(tmp_path / "copy.keras")
+    with pytest.raises(
+        FlagError, match="--teacher_input must be auto for a T that a run has saved.*Received: 0..1 with"
+    ):
+        teachers.given(own(teacher=str(tmp_path / "copy.keras"), teacher_input="0..1"))
 
 
 def test_judge_finds_two_of_many_classes_swapped():

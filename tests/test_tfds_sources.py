@@ -111,6 +111,18 @@ def test_failed_download_says_what_to_put_where(tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_a_set_that_another_process_prepares_first_is_taken(tmp_path, monkeypatch):
+    prepare = TinyPhotos.download_and_prepare
+
+    def lose(self, **kwargs):
+        prepare(TinyPhotos(config="train", data_dir=tmp_path))
+        raise FileExistsError("the folder is there already")
+
+    monkeypatch.setattr(TinyPhotos, "download_and_prepare", lose)
+    found = load("tiny_photos/train", data_dir=str(tmp_path))
+    assert found.splits["train"].num_examples > 0 and len(found.class_names) >= 2
+
+
 def test_fine_detail_is_prepared_where_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(fine_detail.FineDetail, "split_sizes", {"train": 40, "validation": 10, "test": 10})
     data = load("fine_detail", data_dir=str(tmp_path))

@@ -175,12 +175,13 @@ def test_strategy(config):
     with pytest.raises(UserError, match="--batch_size must be a multiple of the 2 replicas. Received: 5"):
         start(config(strategy="mirrored", cpu_devices=2, batch_size=5))
     with pytest.raises(UserError, match="--cpu_devices can't change once TensorFlow runs"):
-        start(config(cpu_devices=3))
+        start(config(strategy="mirrored", cpu_devices=3))
 
 
 @pytest.mark.slow
 def test_two_replicas_train_and_resume(config, monkeypatch):
     values = {"strategy": "mirrored", "cpu_devices": 2, "methods": ("bicubic",), "teacher_epochs": 1, "epochs": 1}
+    values |= {"mixup_alpha": 1.0}
     whole = state_of(train(config("whole", **values)))
     with monkeypatch.context() as patch:
         interrupt_at(patch, 8, signal.SIGTERM)

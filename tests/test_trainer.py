@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from trainer_helpers import CLASSES, config, make_trainer, values
 
-from thumbnet_tf import losses, thumbnet
+from thumbnet_tf import graph, losses, thumbnet
 from thumbnet_tf.assembly import build_trainer
 from thumbnet_tf.config import UserError
 from thumbnet_tf.optimizers import build_optimizer
@@ -87,10 +87,21 @@ def test_logged_losses_are_running_means_not_the_last_batch(photos):
 
 
 @pytest.mark.usefixtures("tiny_resnet")
+def test_history_holds_only_what_was_measured(photos):
+    trainer = make_trainer("bicubic", config())
+    images, labels = photos(4, 32), np.array([0, 1, 2, 0])
+    history = trainer.fit(images, labels, batch_size=4, validation_data=(images, labels), verbose=0).history
+    assert {"loss", "cl", "accuracy", "val_agreement"} <= history.keys()
+    assert "agreement" not in history  # T isn't run to train by labels alone
+    with pytest.raises(UserError, match="a method must have a loss term of weight above 0"):
+        make_trainer("supervised", config(w_cl=0.0, w_mm=0.0)).train_step((images, labels))
+
+
+@pytest.mark.usefixtures("tiny_resnet")
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_a_trainer_computes_as_its_configuration_says(policy):
     cfg = config(mixed_precision=policy)
-    with thumbnet.precision(policy):
+    with graph.precision(policy):
         teacher = thumbnet.build_teacher(cfg, CLASSES)
     trainer = build_trainer("thumbnet", cfg, CLASSES, teacher)
     half = policy.removeprefix("mixed_")

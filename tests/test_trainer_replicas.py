@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from trainer_helpers import CLASSES, config, make_trainer, values
 
-from thumbnet_tf import stages
+from thumbnet_tf import loop, stages
 from thumbnet_tf.config import Config
 from thumbnet_tf.distribution import mirrored
 
@@ -48,6 +48,32 @@ def test_one_and_two_replicas_train_alike(method, photos):
     assert max(np.abs(one[path] - value).max() for path, value in start.items()) > 1e-4
     for path, value in one.items():
         np.testing.assert_allclose(two[path], value, atol=1e-6, rtol=1e-6 if path not in start else 0, err_msg=path)
+
+
+@pytest.mark.usefixtures("tiny_resnet")
+def test_mixed_images_train_alike_on_one_and_two_replicas(photos):
+    batch = {
+        "image": photos(4, 32),
+        "label": np.array([0, 1, 2, 0]),
+        "other_label": np.array([1, 1, 0, 2]),
+        "share": np.array([0.9, 0.5, 0.2, 0.7], np.float32),
+        "mask": np.ones(4, np.float32),
+        "id": np.arange(4),
+        "view": np.zeros(4, np.int64),
+    }
+    found = []
+    for devices in (["CPU:0"], ["CPU:0", "CPU:1"]):
+        strategy = mirrored(devices)
+        with strategy.scope():
+            trainer = make_trainer("bicubic", config(), synchronized=True)
+            trainer.optimizer.build(trainer.trainable_variables)
+        run_step, run_test = loop._compiled(trainer, strategy)
+        [whole] = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(batch).batch(4))
+        run_step(whole)
+        found.append([*values(trainer.trainable_variables), trainer.trackers[0].result().numpy()])
+        run_test(whole)
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(two, one, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ All cases take turns in one process, so that what counts, their ratio, holds on 
 import dataclasses
 
 from thumbnet_tf import benchmark_inference, benchmark_training, distribution, flags
-from thumbnet_tf.config import check_options, option
+from thumbnet_tf.config import FlagError, check_options, option
 
 # what can be measured -> the function that does it; each writes benchmark_<what>.csv and .png
 WHAT = {"inference": benchmark_inference.run, "training": benchmark_training.run}
@@ -24,7 +24,8 @@ class Options:
 
     what: str = option("inference", "what to measure", choices=tuple(WHAT))
     run_dir: str = option("", "run directory made by thumbnet_tf.train; default: random models at 224 px")
-    out: str = option("", "folder of the results; default <run_dir>/benchmark or runs/benchmark")
+    method: str = option("", "finished method of the run; default thumbnet, or the last finished one")
+    out: str = option("", "folder of the results; default <run_dir>[/<method>]/benchmark, or runs/benchmark")
     rounds: int = option(7, "turns that each case takes", minimum=1, maximum=1000)
     intra_op_threads: int = option(0, "as in thumbnet_tf.train", minimum=0)
     inter_op_threads: int = option(0, "as in thumbnet_tf.train", minimum=0)
@@ -32,11 +33,13 @@ class Options:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.method and not self.run_dir:
+            raise FlagError(f"--method is one of --run_dir; give that too. Received: {self.method!r} alone")
 
     @property
     def folder(self) -> str:
         """Where the results go."""
-        return self.out or (f"{self.run_dir}/benchmark" if self.run_dir else "runs/benchmark")
+        return self.out or "/".join(filter(None, [self.run_dir or "runs", self.method, "benchmark"]))
 
 
 def main(options: Options) -> None:

@@ -77,13 +77,13 @@ def run(options: Any) -> None:
     """Measures, writes `benchmark_inference.csv` and `.png`, and prints the table.
 
     Args:
-        options: of the main (`run_dir`, `folder`, `rounds`, `quick`).
+        options: of the main (`run_dir`, `method`, `folder`, `rounds`, `quick`).
 
     Raises:
         UserError: when the run can't be read, memory can't be measured, or the results can't be written.
     """
     tf.config.set_visible_devices([], "GPU")  # what is measured is a CPU
-    subjects = [of_run(options.run_dir)] if options.run_dir else list(random_subjects(options.quick))
+    subjects = [of_run(options.run_dir, options.method)] if options.run_dir else list(random_subjects(options.quick))
     rows = measure(subjects, options.rounds)
     publish(options.folder, "benchmark_inference", COLUMNS, rows, figure(rows), markdown(rows))
 
@@ -108,14 +108,14 @@ def random_subject(cfg: Config, classes: int) -> Subject:
     return Subject(cfg, thumbnet.deployed(thumbnet.build_shipped(cfg, "learned", small, student), teacher))
 
 
-def of_run(run_dir: str) -> Subject:
-    """Loads the models of a run: those of the method thumbnet, or of the last finished one.
+def of_run(run_dir: str, method: str = "") -> Subject:
+    """Loads the models of a run's method: thumbnet's, or the last finished one's, where none is named.
 
     Raises:
-        UserError: when the run can't be read or has no method with a downscaler.
+        UserError: when the run can't be read, or the method isn't finished or has no downscaler.
     """
     found = RunDir.existing(run_dir)
-    method = choose_method(found, "")
+    method = choose_method(found, method)
     if METHODS[method].downscaler == "none":
         raise UserError(f"the run must have a method that reads thumbnails. Received: {run_dir}, with {method} only")
     models = thumbnet.deployed(found.load_model(method, "shipped"), found.load_model(ORIGINAL, "teacher"))

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from thumbnet_tf import backbones, benchmark_rivals, foreign, losses, teacher_cache, thumbnet, timing
+from thumbnet_tf import backbones, benchmark_rivals, foreign, graph, losses, teacher_cache, timing
 from thumbnet_tf.assembly import build_trainer
 from thumbnet_tf.benchmark_report import publish
 from thumbnet_tf.config import Config
@@ -89,7 +89,7 @@ def measure(
     Returns:
         Rows by `COLUMNS`, in images a second, in the order of `ABOUT`.
     """
-    with tempfile.TemporaryDirectory() as folder, thumbnet.precision(cfg.mixed_precision):
+    with tempfile.TemporaryDirectory() as folder, graph.precision(cfg.mixed_precision):
         cfg = dataclasses.replace(
             cfg,
             augment="crop_flip",
@@ -191,7 +191,7 @@ def _in_bfloat16(
 ) -> dict[str, Callable[[], object]]:
     """Returns the steps and Keras' distiller with all models in mixed precision, which some CPUs compute faster."""
     cfg = dataclasses.replace(cfg, mixed_precision="mixed_bfloat16")
-    with thumbnet.precision(cfg.mixed_precision):
+    with graph.precision(cfg.mixed_precision):
         teacher = backbones.build(cfg.backbone, cfg.image_size, teacher.output["logits"].shape[-1], cfg.width)
         trainer = _compiled(cfg, teacher)
         distiller = benchmark_rivals.keras_distiller(cfg, teacher, images, labels)

@@ -130,11 +130,12 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / "lock", "w")  # noqa: SIM115 - held open as long as the lock
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("another process is at work on %s; waiting for it", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with saving(folder):  # some network file systems have no locks
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.info("another process is at work on %s; waiting for it", folder)
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -244,6 +244,8 @@ def main(options: Options) -> None:
     transport = GrpcTransport(target) if options.grpc else RestTransport(target)
     client = Client(transport, options.retries, downscaler)
     most_bytes = MAX_REQUEST_BYTES * 3 // 4 if options.rest else MAX_REQUEST_BYTES  # base64 makes 4 bytes of 3
+    if downscaler:
+        most_bytes = sys.maxsize  # the files aren't sent, only small thumbnails of them
     found = in_order(client.classify, batches(files, options.batch_size, most_bytes), options.workers)
     sys.stdout.reconfigure(errors="surrogateescape")  # a file name that is no UTF-8 comes out as it is on disk
     lines_show_progress = sys.stdout.isatty() and not options.output
@@ -268,6 +270,14 @@ def main(options: Options) -> None:
     failed = sum(bool(answer.error) for answer in answers)
     if turned := sum(is_turned(answer.file) for answer in answers if not answer.error):
         _log.warning(of_turned(turned, len(answers) - failed))
+    if downscaler and (others := transport.versions - {downscaler.version}):
+        _log.warning(
+            "version %s of the model read thumbnails that version %d's E made: E and S of one version belong together. "
+            "Give --version=%d, or the E of the version that answers",
+            " and ".join(map(str, sorted(others))),
+            downscaler.version,
+            downscaler.version,
+        )
     _log.info(client.summary(len(answers), failed))
     if failed == len(answers):
         raise UserError(f"at least one image must be readable; mend them. Received: {failed} refused files")

@@ -12,7 +12,11 @@ from thumbnet_tf.config import UserError
 
 
 class TfliteDownscaler:
-    """Turns images into thumbnail files, from any thread."""
+    """Turns images into thumbnail files, from any thread.
+
+    Attributes:
+        version: of the export that it lies in, whose S has learned to read its thumbnails.
+    """
 
     def __init__(self, path: str, file_format: str, quality: int) -> None:
         """Loads the model.
@@ -27,7 +31,8 @@ class TfliteDownscaler:
         """
         manifest = pathlib.Path(path).absolute().parent.parent / "manifest.json"
         try:
-            facts = json.loads(manifest.read_text())["preprocessing"]
+            export = json.loads(manifest.read_text())
+            facts, self.version = export["preprocessing"], int(export["version"])
             self._size, small = int(facts["image_size"]), int(facts["thumbnail_size"])
             self._crop_fraction = float(facts["crop_fraction"])
         except (OSError, ValueError, KeyError, TypeError) as error:

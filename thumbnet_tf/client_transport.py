@@ -82,6 +82,7 @@ class GrpcTransport:
 
     def __init__(self, target: Target) -> None:
         self.target = target
+        self.versions: set[int] = set()  # of the model, those that answered
         options = {
             "grpc.max_send_message_length": -1,  # no limit
             "grpc.max_receive_message_length": -1,
@@ -118,11 +119,12 @@ class GrpcTransport:
             request.model_spec.version_label = target.version_label
         request.inputs[INPUTS[target.signature]].CopyFrom(tf.make_tensor_proto(list(images), tf.string))
         try:
-            outputs = self._stub.Predict(request, timeout=target.timeout).outputs
+            answer = self._stub.Predict(request, timeout=target.timeout)
         except grpc.RpcError as error:
             raise self._explained(error) from None
+        self.versions.add(answer.model_spec.version.value)
         try:
-            classes, scores = (tf.make_ndarray(outputs[key]) for key in ("classes", "scores"))
+            classes, scores = (tf.make_ndarray(answer.outputs[key]) for key in ("classes", "scores"))
         except (TypeError, ValueError) as error:
             raise _unreadable(target, error) from None
         names = [[name.decode("utf-8", "replace") for name in row] for row in classes]
@@ -145,6 +147,7 @@ class RestTransport:
     """Asks a server over HTTP with JSON; images travel in base64, a third larger."""
 
     name = "REST"
+    versions = frozenset()  # its answers don't name them
 
     def __init__(self, target: Target) -> None:
         self.target = target

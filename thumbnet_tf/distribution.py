@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """This process' place in the job: of one machine, where nothing else is said."""
+    """This process' place among the machines that train together; by default it trains alone."""
 
     name: str = "worker 0"
     is_chief: bool = True

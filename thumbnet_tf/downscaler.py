@@ -1,7 +1,8 @@
 """What makes a thumbnail: the learned downscaler E and its fixed rivals, bicubic and area.
 
 Every downscaler maps images `(B, size, size, 3)` in [0, 255] to thumbnail images `(B, size/r, size/r, 3)` in [0, 255],
-rounded to 8 bits, so that a thumbnail can be looked at, stored as a PNG, sent, and read back without loss.
+rounded to 8 bits (or `--thumbnail_bits`), so that a thumbnail can be looked at, stored as a PNG, sent, and read back
+without loss.
 """
 
 import keras

@@ -41,7 +41,7 @@ class Options:
     """Options of the command."""
 
     run_dir: str = option("", "run directory made by thumbnet_tf.train")
-    data_dir: str = option("", "where a TFDS set lies now; default where the run found it")
+    data_dir: str = option("", "where the data lie now, a folder of images or of TFDS; default as in training")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -192,9 +192,7 @@ def main(options: Options) -> None:
     """Evaluates every finished method of a run."""
     run = RunDir.existing(options.run_dir)
     with run.lock():
-        cfg = run.config()
-        cfg = dataclasses.replace(cfg, data_dir=options.data_dir or cfg.data_dir)
-        evaluate(run, sources.load(cfg, SPLITS))
+        evaluate(run, sources.load(sources.moved(run.config(), options.data_dir), SPLITS))
     print(table(run))
 
 

@@ -13,6 +13,8 @@ import hashlib
 import io
 import logging
 import pathlib
+import signal
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,7 +42,10 @@ FAIL_UNDER = {
     "pruned": 2.0,
     "clustered": 2.0,
 }
-SAVED_MODEL_DIFF = 1e-5  # largest difference of any probability from Keras
+# What a SavedModel may differ from Keras: for most images not more than arithmetic in another order does. Where that
+# order depends on the batch, it may also move pixels of a few thumbnails to the next level, and scores with them.
+SAVED_MODEL_DIFF = 1e-5  # of an image's probabilities, median over the images
+SAVED_MODEL_AGREEMENT = 0.995  # least share of equal answers
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +75,7 @@ class Options:
         + ",".join(f"{name}:{points:g}" for name, points in FAIL_UNDER.items()),
     )
     allow_new_labels: bool = option(False, "publish though the version before has other labels")
-    data_dir: str = option("", "where a TFDS set lies now; default where the run found it")
+    data_dir: str = option("", "where the data lie now, a folder of images or of TFDS; default as in training")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -116,7 +121,7 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
     method = choose_method(run, options.method)
     if METHODS[method].downscaler == "none":
         raise UserError(f"--method must be one that reads thumbnails (T: --also=teacher). Received: {method}")
-    cfg = dataclasses.replace(run.config(), data_dir=options.data_dir or run.config().data_dir).resolved()
+    cfg = sources.moved(run.config(), options.data_dir).resolved()
     classes = run.data_facts()["classes"]
     name = options.name or method
     names = [*(f"{name}_{other}" for other in dict.fromkeys(options.also)), name]
@@ -150,6 +155,7 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "run": str(run.path),
             "method": method,
+            "trained_sha256": publish.digest_of(run.method(method) / "shipped.keras"),
             "labels": classes,
             "data": run.data_facts(),
             "preprocessing": {
@@ -246,11 +252,11 @@ def _judge(rows: Sequence[Mapping[str, Any]], allowed: Mapping[str, float], fold
     for row in rows:
         artifact, variant = row["artifact"], row["variant"]
         if variant.startswith(parity.SAVED_MODEL):
-            if float(row["agreement"]) < 1 or float(row["max_score_diff"]) > SAVED_MODEL_DIFF:
+            if float(row["agreement"]) < SAVED_MODEL_AGREEMENT or float(row["median_score_diff"]) > SAVED_MODEL_DIFF:
                 raise UserError(
                     f"nothing is published, for {artifact} {variant} doesn't equal Keras; please report it. Received: "
-                    f"agreement {row['agreement']}, score difference {row['max_score_diff']} (at most "
-                    f"{SAVED_MODEL_DIFF:g} allowed)"
+                    f"agreement {row['agreement']} (at least {SAVED_MODEL_AGREEMENT:g} allowed), median difference of "
+                    f"scores {row['median_score_diff']} (at most {SAVED_MODEL_DIFF:g})"
                 )
             continue
         lost = 100 * (float(row["keras_top1"]) - float(row["top1"]))
@@ -279,6 +285,8 @@ def _write_figure(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None
 
 def main(options: Options) -> None:
     """Exports, and prints the parity table."""
+    # ends as any error does, so that what was written so far is removed
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     tf.config.set_visible_devices([], "GPU")  # whose answers differ in the last digits, and with the batch
     folder, refused = export(options)
     print(card.parity_text(read_rows(folder / "parity.csv")))

@@ -106,6 +106,8 @@ def parsed(
             values[field.name] = tuple(arguments)
             continue
         value = flag_values[field.name].value
+        if isinstance(value, str) and value.startswith("~/"):  # a shell expands it at the beginning of a word only
+            value = os.path.expanduser(value)
         values[field.name] = tuple(value) if hints[field.name] == tuple[str, ...] else value
     return options_type(**values)
 

@@ -66,8 +66,10 @@ def _try_one_by_one(data: tf.Tensor, name: str, exact: int | None) -> tf.Tensor:
     """Returns the files, all of which can be decoded, or names the positions of those that can't."""
     jpegs = _sizes(data, tf.image.extract_jpeg_shape)
     extents = jpegs + _extents(data, lambda file: tf.zeros((2,), tf.int64))
+    # TensorFlow would also decode JPEG XL, whose size in pixels isn't looked at here: unknown kinds aren't tried
+    known = tf.map_fn(_kind, data, fn_output_signature=tf.int32) > 0
     with tf.control_dependencies(_check_extents(extents, name, exact)):
-        files = tf.identity(data)
+        files = tf.where(known, data, "")
     # of 3 channels, or of 4: only WebP with alpha has to be decoded so
     tried = [
         _sizes(files, lambda file, c=channels: tf.shape(tf.io.decode_image(file, c, expand_animations=False)))

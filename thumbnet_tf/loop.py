@@ -1,7 +1,8 @@
 """The training loop: steps over `strategy.run`, epochs, validation, logs, checkpoints and exact resume.
 
-Every training resumes at the very step it was interrupted at: the batch is a function of the global step
-(`data/pipeline.py`), and a checkpoint holds all variables, the optimizer's and the running means' included.
+Every training resumes as if nothing had been, at the step of a signal or else of the last checkpoint: the batch is a
+function of the global step (`data/pipeline.py`), and a checkpoint holds all variables, the optimizer's and the running
+means' included.
 """
 
 import functools
@@ -190,16 +191,19 @@ def _rows_until(path: pathlib.Path, step: int) -> list[dict[str, str]]:
 
 
 def _compiled(trainer: Trainer, strategy: tf.distribute.Strategy) -> tuple[Callable, Callable]:
-    """Returns the train and the test step over all replicas as graphs; results are read from the trackers."""
+    """Returns the train and the test step over all replicas as graphs; results are read from the trackers.
+
+    Each replica makes its own triple, for a batch of several replicas can't be indexed or multiplied.
+    """
     classes = trainer.student.output["logits"].shape[-1]
 
     @tf.function(reduce_retracing=True)
     def run_step(batch: dict) -> None:
-        strategy.run(trainer.train_step, args=(_triple(batch, classes),))
+        strategy.run(lambda part: trainer.train_step(_triple(part, classes)), args=(batch,))
 
     @tf.function(reduce_retracing=True)
     def run_test(batch: dict) -> None:
-        strategy.run(trainer.test_step, args=(_triple(batch, classes),))
+        strategy.run(lambda part: trainer.test_step(_triple(part, classes)), args=(batch,))
 
     return run_step, run_test
 

@@ -34,6 +34,7 @@ COLUMNS = (
     "top1",
     "keras_top1",
     "agreement",
+    "median_score_diff",
     "max_score_diff",
     "threads",
     "latency_ms_p50",
@@ -103,8 +104,8 @@ def compare(
 
     Returns:
         A row by `COLUMNS` for each subject and number of threads: `top1` of the artifact (a downscaler's with Keras' S
-        behind it, a classifier's on Keras' thumbnails), Keras' own, the share of equal answers, the largest
-        difference of any probability, and milliseconds for one image.
+        behind it, a classifier's on Keras' thumbnails), Keras' own, the share of equal answers, an image's largest
+        difference of a probability (median over the images, and the largest), and milliseconds for one image.
 
     Raises:
         UserError: when an artifact can't be run, or there is no room for temporary files.
@@ -112,7 +113,7 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="thumbnet-parity-") as name:
         folder = pathlib.Path(name)
         scores = _scorer(models.student, cfg.batch_size)
-        expected = _prepare(folder, subjects, models, split, cfg)
+        expected = _prepare(folder, subjects, models, split, cfg, len(threads))
         rows = []
         for count in threads:
             for runtime in sorted({subject.runtime for subject in subjects}):
@@ -129,16 +130,17 @@ def compare(
 
 
 def _prepare(
-    folder: pathlib.Path, subjects: Sequence[Subject], models: Deployed, split: sources.Split, cfg: Config
+    folder: pathlib.Path, subjects: Sequence[Subject], models: Deployed, split: sources.Split, cfg: Config, turns: int
 ) -> dict[str, np.ndarray]:
-    """Writes the inputs that the subjects take, and returns Keras' probabilities (n, C) by artifact.
+    """Writes what the subjects take in each of some turns, and returns Keras' probabilities (n, C) by artifact.
 
     Those of `classifier` are S's on thumbnails as files hold them: whole numbers, whatever the run's thumbnails are.
     """
     count, needed = split.num_examples, {subject.input for subject in subjects}
     shapes = {"images": (count, cfg.image_size, cfg.image_size, 3), "thumbnails": models.student.input_shape}
     shapes["thumbnails"] = (count, *shapes["thumbnails"][1:])
-    size, free = sum(map(math.prod, shapes.values())), shutil.disk_usage(folder).free
+    answers = sum(subject.artifact == "downscaler" for subject in subjects) * turns * math.prod(shapes["thumbnails"])
+    size, free = sum(map(math.prod, shapes.values())) + answers, shutil.disk_usage(folder).free
     if size > free:  # mapped into memory: writing beyond the disk would kill the process
         raise UserError(
             f"temporary files need {size / 2**20:.0f} MB in {folder.parent}; make room there, or name another folder "
@@ -230,11 +232,18 @@ def run(
     ):
         for line in process.stdout:
             bar.update(int(line))
-        if process.wait():
+        if process.wait() < 0:
+            raise UserError(
+                f"the process that runs every exported {runtime} was ended from outside, as happens when memory "
+                f"is short; free some, or export fewer --variants. Received: signal {-process.returncode}"
+            )
+        if process.returncode:
             errors.seek(0)
             last = [line.strip() for line in errors if line.strip()][-1:] or [f"exit code {process.returncode}"]
             raise UserError(f"an exported {runtime} can't be run ({last[0][:200]}); export it again or leave it out")
-    return [(np.load(f"{model['output']}.npy"), np.load(f"{model['output']}.ms.npy")) for model in models]
+    return [
+        (np.load(f"{model['output']}.npy", mmap_mode="r"), np.load(f"{model['output']}.ms.npy")) for model in models
+    ]
 
 
 def _scorer(student: keras.Model, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -254,7 +263,7 @@ def _scorer(student: keras.Model, batch_size: int) -> Callable[[np.ndarray], np.
 def _row(
     subject: Subject, scores: np.ndarray, expected: np.ndarray, labels: np.ndarray, threads: int, times: np.ndarray
 ) -> Mapping[str, object]:
-    best = scores.argmax(-1)
+    best, differences = scores.argmax(-1), np.abs(scores - expected).max(-1)
     return {
         "artifact": subject.artifact,
         "variant": subject.variant,
@@ -263,7 +272,8 @@ def _row(
         "top1": f"{np.mean(best == labels):.6f}",
         "keras_top1": f"{np.mean(expected.argmax(-1) == labels):.6f}",
         "agreement": f"{np.mean(best == expected.argmax(-1)):.6f}",
-        "max_score_diff": f"{np.abs(scores - expected).max():.3g}",
+        "median_score_diff": f"{np.median(differences):.3g}",
+        "max_score_diff": f"{differences.max():.3g}",
         "threads": threads,
         "latency_ms_p50": f"{np.median(times):.3f}",
         "latency_ms_p95": f"{np.percentile(times, 95):.3f}",

@@ -25,7 +25,11 @@ def main(job: dict[str, Any]) -> None:
     models = [load(spec) for spec in job["models"]]
     inputs = [_inputs(spec["input"]) for spec in job["models"]]
     counts = [len(values) for values in inputs]
-    outputs: list[list[np.ndarray]] = [[] for _ in models]
+    outputs: list[np.ndarray] = []  # on the disk: those of a large split wouldn't fit into memory
+    for spec, model, values in zip(job["models"], models, inputs, strict=True):
+        first = model(values[0])
+        shape = (len(values), *first.shape)
+        outputs.append(np.lib.format.open_memmap(f"{spec['output']}.npy", "w+", first.dtype, shape))
     times: list[list[float]] = [[] for _ in models]
     for start in range(0, max(counts), BLOCK):
         for index, model in enumerate(models):
@@ -37,11 +41,11 @@ def main(job: dict[str, Any]) -> None:
                 before = time.perf_counter()
                 answer = model(value)
                 times[index].append(1000 * (time.perf_counter() - before))
-                outputs[index].append(answer)
+                outputs[index][position] = answer
             print(stop - start, flush=True)
-    for index, spec in enumerate(job["models"]):
-        np.save(f"{spec['output']}.npy", np.stack(outputs[index]))
-        np.save(f"{spec['output']}.ms.npy", np.array(times[index]))
+    for spec, written, measured in zip(job["models"], outputs, times, strict=True):
+        written.flush()
+        np.save(f"{spec['output']}.ms.npy", np.array(measured))
 
 
 def _inputs(path: str) -> Any:

@@ -67,7 +67,7 @@ class Options:
     run_dir: str = option("", "run directory made by thumbnet_tf.train")
     out: str = option("", "folder for the PNG files; default <run_dir>/plots")
     examples: int = option(6, "test images in the gallery; 0 = no gallery", minimum=0, maximum=100)
-    data_dir: str = option("", "where the run's TFDS set lies now; default: where it lay in training")
+    data_dir: str = option("", "where the data lie now, a folder of images or of TFDS; default as in training")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -263,8 +263,7 @@ def draw(run: RunDir, out: pathlib.Path, examples: int, data_dir: str = "") -> l
     Raises:
         UserError: when nothing can be drawn, or the run's files or data can't be used.
     """
-    cfg = run.config()
-    cfg = dataclasses.replace(cfg, data_dir=data_dir or cfg.data_dir)
+    cfg = sources.moved(run.config(), data_dir)
     written = []
     if metrics := read_metrics(run):
         written.append(_save(losses_figure(metrics), out / "losses.png"))

@@ -115,7 +115,7 @@ def train_view(image: tf.Tensor, seed: tf.Tensor, size: int, min_area: float, fl
     """
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     limit = tf.cast(tf.stack([height, width]), tf.float32)
-    # One draw for all: a row (area, log-aspect) for each candidate, and a last row and column for place and flip.
+    # One draw for all: an area for each candidate, then an aspect for each, then row, column and flip.
     draws = tf.random.stateless_uniform((2 * CROP_TRIES + 3,), seed)
     area = (min_area + (1 - min_area) * draws[:CROP_TRIES]) * limit[0] * limit[1]
     low, high = tf.math.log(ASPECT_RANGE[0]), tf.math.log(ASPECT_RANGE[1])

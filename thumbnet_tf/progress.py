@@ -21,7 +21,7 @@ class _Lines:
 
 
 def track(items: Iterable | None, total: int | None, what: str, done: int = 0) -> tqdm.tqdm:
-    """Returns `items`, which show on stderr how far they got as they are gone through, once it takes over two seconds.
+    """Wraps `items` so that a loop over them shows its progress on stderr, once it has taken over two seconds.
 
     Args:
         items: anything to go through; None for a bar that is moved by its `update(count)`.

@@ -62,11 +62,13 @@ def staging(
                 folders[name].mkdir()
         try:
             yield number, folders
-            for name, folder in folders.items():
-                with saving(folder):
+            with saving(root):
+                for folder in folders.values():
                     for path in (*folder.rglob("*"), folder):
                         _sync(path)
+                for name, folder in folders.items():  # nothing slow between: a kill here would leave some published
                     os.rename(folder, root / name / str(number))
+                for name in names:
                     _sync(root / name)
         finally:
             for folder in folders.values():
@@ -129,12 +131,17 @@ def write_manifest(folder: pathlib.Path, facts: Mapping[str, Any]) -> None:
         path.relative_to(folder).as_posix(): {
             "bytes": path.stat().st_size,
             "zipped_bytes": zipped_bytes(path.read_bytes()),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": digest_of(path),
         }
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
     write_atomically(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=2, ensure_ascii=False) + "\n")
+
+
+def digest_of(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file's content in hexadecimal digits, empty where there is no file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:

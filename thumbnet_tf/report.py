@@ -29,7 +29,7 @@ class Options:
     out: str = option("", "HTML file; default <run_dir>/report.html")
     examples: int = option(6, "test images in the gallery", minimum=1, maximum=100)
     mistakes: int = option(24, "most images shown that T gets right and S wrong", minimum=0, maximum=1000)
-    data_dir: str = option("", "where the run's TFDS set lies now; default: where it lay in training")
+    data_dir: str = option("", "where the data lie now, a folder of images or of TFDS; default as in training")
 
     def __post_init__(self) -> None:
         check_options(self)

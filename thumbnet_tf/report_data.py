@@ -97,13 +97,12 @@ def gather(run: RunDir, method: str = "", export_dir: str = "", data_dir: str = 
         method: the method that the report is about; empty for thumbnet, or the last one.
         export_dir: a version's folder, such as saved_models/thumbnet/1; empty for the latest one in saved_models whose
             manifest names the run and the method.
-        data_dir: where a TFDS set lies now; empty for where it lay in training.
+        data_dir: where the data lie now, as `sources.moved` takes it.
 
     Raises:
         UserError: when the run isn't finished, its files are broken, or the export is another run's.
     """
-    cfg = run.config()
-    cfg = dataclasses.replace(cfg, data_dir=data_dir or cfg.data_dir).resolved()
+    cfg = sources.moved(run.config(), data_dir).resolved()
     unfinished = [name for name in (ORIGINAL, *students(cfg)) if not run.is_done(name)]
     if unfinished:
         raise UserError(
@@ -140,7 +139,7 @@ def gather(run: RunDir, method: str = "", export_dir: str = "", data_dir: str = 
         missing=missing,
         scores=scores,
         metrics=plots.read_metrics(run),
-        benchmark=_benchmark(run),
+        benchmark=_benchmark(run, method),
         export=_named_export(run, method, export_dir) if export_dir else find_export(run, method),
     )
 
@@ -154,7 +153,7 @@ def find_export(run: RunDir, method: str, root: str = "saved_models") -> Export 
         except UserError:
             continue
         whole = path.parent.name.isdecimal() and (path.parent / "parity.csv").is_file()
-        if whole and manifest.get("method") == method and _same(manifest.get("run", ""), run.path):
+        if whole and manifest.get("method") == method and _is_of(manifest, run, method):
             found.append((str(manifest.get("created", "")), int(path.parent.name), path.parent))
     return _read_export(max(found)[-1]) if found else None
 
@@ -162,28 +161,35 @@ def find_export(run: RunDir, method: str, root: str = "saved_models") -> Export 
 def _named_export(run: RunDir, method: str, export_dir: str) -> Export:
     export = _read_export(pathlib.Path(export_dir))
     origin = (export.manifest["run"], export.manifest["method"])
-    if not _same(origin[0], run.path) or origin[1] != method:
+    if origin[1] != method or not _is_of(export.manifest, run, method):
         raise UserError(
-            f"--export_dir must be an export of {method} of {run.path}; its manifest names {origin[1]} of {origin[0]}. "
-            f"Received: {export_dir}"
+            f"--export_dir must be an export of {method} of {run.path} as it is now; its manifest names {origin[1]} of "
+            f"{origin[0]}. Received: {export_dir}"
         )
     return export
 
 
 def _read_export(folder: pathlib.Path) -> Export:
     manifest = publish.read_manifest(folder)
-    rows = read_rows(folder / "parity.csv", parity.COLUMNS, ("artifact", "variant"))
+    shown = [name for name in parity.COLUMNS if name != "median_score_diff"]  # which older exports haven't
+    rows = read_rows(folder / "parity.csv", shown, ("artifact", "variant"))
     if not rows or not {"run", "method", "version", "created"} <= manifest.keys():
         raise UserError(f"an export must hold a parity.csv and name its run; export anew. Received: {folder}")
     return Export(folder, manifest, rows)
 
 
-def _same(named: str, path: pathlib.Path) -> bool:
-    return bool(named) and pathlib.Path(named).resolve() == path.resolve()
+def _is_of(manifest: Mapping[str, Any], run: RunDir, method: str) -> bool:
+    """Returns whether an export was made of a run's method as it is now, not of one trained there before."""
+    named, trained = manifest.get("run", ""), publish.digest_of(run.method(method) / "shipped.keras")
+    same = bool(named) and pathlib.Path(named).resolve() == run.path.resolve()
+    return same and manifest.get("trained_sha256", trained) == trained  # older exports haven't noted it
 
 
-def _benchmark(run: RunDir) -> list[dict[str, str]]:
-    path = run.path / "benchmark" / "benchmark_inference.csv"
+def _benchmark(run: RunDir, method: str) -> list[dict[str, str]]:
+    """Returns what was measured of a method: named, or meant because it is what `benchmark` takes by itself."""
+    path = run.method(method) / "benchmark" / "benchmark_inference.csv"
+    if not path.exists() and method == choose_method(run, ""):
+        path = run.path / "benchmark" / "benchmark_inference.csv"
     rows = read_rows(path, BENCHMARK_COLUMNS, ("case", "backbone", "model", "unit"))
     measured = {(row["backbone"], row["case"]) for row in rows if row["model"] == "teacher"}
     if any((row["backbone"], case) not in measured for row in rows for case in benchmark_report.CASES):

@@ -187,7 +187,7 @@ def _cost(study: Study) -> Markup:
         caption = "Measured by thumbnet_tf.benchmark on the machine where it ran"
         parts.append(table(caption, *benchmark_report.cells(study.benchmark), words=2))
     else:
-        command = f"python -m thumbnet_tf.benchmark --run_dir={study.run.path}"
+        command = f"python -m thumbnet_tf.benchmark --run_dir={study.run.path} --method={study.method}"
         parts.append(note("No benchmark was run; ", element("code", command), " adds it."))
     return join(parts)
 

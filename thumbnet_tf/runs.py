@@ -6,11 +6,14 @@
 <run>/<method>/                  one folder a method; `original` is the teacher
     checkpoints/                 the last states of an unfinished training
     metrics.csv                  one row an epoch
-    student.keras, downscaler.keras (teacher.keras in original/)
+    student.keras, downscaler.keras, shipped.keras (E and S in one; teacher.keras in original/)
     done.json                    written last: this method is finished
+    logits_<split>.npy           its answers, by `evaluate.py`
+    tensorboard/                 what TensorBoard shows
     wire.csv                     bytes and accuracy of thumbnails as files, by `wire.py`
     export/                      weights fine-tuned for export, so that they needn't be made twice
 <run>/results.csv                one row a method and split
+<run>/lock, start                held by the process that trains; told to the other machines of a job
 """
 
 import contextlib
@@ -50,7 +53,7 @@ class RunDir:
         if not path:
             raise UserError("--run_dir must name a run directory made by thumbnet_tf.train. Received: nothing")
         run = cls(path)
-        if not (run.path / "config.json").is_file():
+        if not os.path.isfile(run.path / "config.json"):  # Path's own raises where a folder can't be entered
             raise UserError(f"--run_dir must hold the config.json of a run made by thumbnet_tf.train. Received: {path}")
         return run
 
@@ -101,6 +104,8 @@ class RunDir:
             f"{field.name} was {getattr(old, field.name)!r} and is now {getattr(new, field.name)!r}"
             for field in dataclasses.fields(Config)
             if field.metadata["identity"] and getattr(old, field.name) != getattr(new, field.name)
+            # a T that is given is known by its file's digest (`teachers.facts`), wherever that lies now
+            if field.name != "teacher" or old.trains_teacher or new.trains_teacher
         ]
         if differences:
             raise UserError(
@@ -134,6 +139,11 @@ class RunDir:
             except BlockingIOError:
                 raise UserError(
                     f"another process is training in --run_dir; wait for it or choose another. Received: {self.path}"
+                ) from None
+            except OSError as error:  # some network file systems have no locks
+                raise UserError(
+                    f"--run_dir must lie where files can be locked ({error.strerror}); choose another place. "
+                    f"Received: {self.path}"
                 ) from None
             yield
 
@@ -206,8 +216,8 @@ class RunDir:
         """
         trained = self.data_facts()
         for key, value in facts.items():
-            if key not in trained:
-                continue  # not noted yet when the run began
+            if key not in trained or key == "dataset":
+                continue  # not noted yet when the run began; and its folder may have moved
             before = trained[key]
             if isinstance(value, Mapping) and isinstance(before, Mapping):  # by split
                 before = {split: before.get(split) for split in value}

@@ -204,7 +204,7 @@ def open_caches(
     Args:
         cfg: the run's resolved configuration.
         teacher: T.
-        splits: `train` and `validation`.
+        splits: the splits by name, of `train` and `validation`.
         fingerprint: of the dataset.
         outputs: the outputs of T to store.
     """

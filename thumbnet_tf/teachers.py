@@ -1,6 +1,7 @@
 """A teacher T that a run is given: taken from a run or a file, or handed over in Python."""
 
 import hashlib
+import os
 import pathlib
 import re
 import zipfile
@@ -32,6 +33,12 @@ def given(cfg: Config) -> keras.Model:
         model = load_keras(path)
     outputs = model.output if isinstance(model, keras.Function) else None
     names = set(outputs) if isinstance(outputs, dict) else set()
+    saved_by_a_run = (model.name == foreign.NAME and "logits" in names) or {"logits", "stage1"} <= names
+    if saved_by_a_run and cfg.teacher_input != AUTO:
+        raise FlagError(
+            f"--teacher_input must be {AUTO} for a T that a run has saved, which scales its input itself. "
+            f"Received: {cfg.teacher_input} with --teacher={cfg.teacher}"
+        )
     if model.name == foreign.NAME and "logits" in names:  # another run took it
         if model.input.shape[1] != cfg.image_size:
             raise UserError(
@@ -150,8 +157,8 @@ def _load(path: pathlib.Path) -> keras.Model:
     Raises:
         UserError: when it isn't there, is broken, or holds code or classes of its own.
     """
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "doesn't exist"
+    if not os.path.isfile(path):
+        kind = "is a folder" if os.path.isdir(path) else "doesn't exist, or lies in a folder that can't be entered"
         raise UserError(f"--teacher must be a .keras file that is there. Received: {path}, which {kind}")
     if not zipfile.is_zipfile(path):
         raise UserError(

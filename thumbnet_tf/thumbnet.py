@@ -41,7 +41,7 @@ def build_student(cfg: Config, teacher: keras.Model, *, synchronized: bool = Fal
     """Builds S: T's own graph on the thumbnail, started from T's weights, or a variant of T that the options ask for.
 
     Args:
-        cfg: the configuration; that of T, where S is to be a variant.
+        cfg: the configuration; a variant of T is built by its backbone and width, which T must have been built by.
         teacher: T.
         synchronized: whether batch statistics are taken over all replicas.
 

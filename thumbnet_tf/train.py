@@ -27,6 +27,7 @@ from thumbnet_tf import (
     compare,
     distribution,
     flags,
+    graph,
     loop,
     stages,
     teacher_cache,
@@ -88,7 +89,7 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
     run = RunDir(cfg.run_dir)
     job = distribution.start(cfg)
     lock = run.lock() if job.is_chief else contextlib.nullcontext()
-    with lock, thumbnet.precision(cfg.mixed_precision), job.watched(lambda: "between two methods"):
+    with lock, graph.precision(cfg.mixed_precision), job.watched(lambda: "between two methods"):
         taken = not job.is_chief or run.is_done(ORIGINAL)
         given = None if taken or cfg.trains_teacher else teachers.given(cfg)
         if given is not None or cfg.trains_teacher:
@@ -118,6 +119,8 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
                 _warn_of_slow_precision(cfg)
             for method in (ORIGINAL, *students):
                 if job.from_chief(run.is_done(method)):
+                    if job.is_chief:  # left there by a start that was killed just before it deleted them
+                        shutil.rmtree(run.method(method) / "checkpoints", ignore_errors=True)
                     continue
                 if method != ORIGINAL or cfg.trains_teacher:
                     models = _train_method(method, cfg, run, dataset, job)

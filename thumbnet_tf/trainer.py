@@ -84,7 +84,7 @@ class Trainer(keras.Model):
 
     @property
     def is_taught(self) -> bool:
-        """Whether a training step runs the teacher."""
+        """Whether a training step needs the teacher's outputs, given or computed."""
         return bool({"kd", "fm"} & set(self.term_weights))
 
     def trained(self) -> tuple[keras.Model | None, keras.Model]:
@@ -179,6 +179,10 @@ class Trainer(keras.Model):
         return terms
 
     def _weighted(self, terms: dict[str, tf.Tensor]) -> tf.Tensor:
+        if not terms:
+            raise UserError(
+                "a method must have a loss term of weight above 0 to be trained or evaluated. Received: none"
+            )
         return tf.add_n([self.term_weights[name] * value for name, value in terms.items()])
 
     def _clip(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -214,7 +218,7 @@ class Trainer(keras.Model):
             if tracker.name in values:
                 summed = _sum_over_replicas(tf.reduce_sum(tf.cast(values[tracker.name], tf.float32) * weights))
                 tracker.update_state(tf.math.divide_no_nan(summed, count), sample_weight=share)
-        return {tracker.name: tracker.result() for tracker in self.metrics}
+        return {tracker.name: tracker.result() for tracker in self.metrics if tracker.name in values}
 
 
 def _sum_over_replicas(value):

@@ -61,7 +61,7 @@ class Options:
     method: str = option("", "finished method that makes thumbnails; default thumbnet, or the last finished one")
     split: str = option("test", "images to measure on", choices=SPLITS)
     uplink_mbps: float = option(10.0, "speed of the device's uplink, Mbit/s", minimum=0.001)
-    data_dir: str = option("", "where a TFDS set lies now; default where the run found it")
+    data_dir: str = option("", "where the data lie now, a folder of images or of TFDS; default as in training")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -260,8 +260,7 @@ def main(options: Options) -> None:
     run = RunDir.existing(options.run_dir)
     with run.lock():
         method = choose_method(run, options.method)
-        cfg = run.config()
-        dataset = sources.load(dataclasses.replace(cfg, data_dir=options.data_dir or cfg.data_dir), (options.split,))
+        dataset = sources.load(sources.moved(run.config(), options.data_dir), (options.split,))
         run.check_data(dataset.facts())
         rows = measure(run, dataset.splits[options.split], method)
         path = run.method(method) / "wire.csv"

@@ -6,6 +6,7 @@ Two kinds of sources: folders of image files, and TFDS datasets (the embedded `f
 import dataclasses
 import difflib
 import functools
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -38,9 +39,9 @@ class RawSplit:
     Attributes:
         labels: int64 (n,).
         names: the examples' names, each only once.
-        items: gives something for each of some rising positions, which `fetch` turns into encoded bytes.
-        fetch: called in several threads.
-        store: gives a store of some rising positions that decodes anew each time.
+        items: maps rising positions to one item each, whatever `fetch` takes.
+        fetch: maps an item to the encoded image's bytes; called in several threads.
+        store: maps rising positions to a store of these images that decodes them anew each time.
     """
 
     labels: np.ndarray
@@ -91,8 +92,11 @@ def list_folder(root: Path, log: Callable[[str], None]) -> Listing:
     Raises:
         UserError: when there is no such folder, no class, an empty class, or when splits differ in their classes.
     """
-    if not root.is_dir():
-        raise UserError(f"--dataset=folder:PATH takes an existing folder; correct the path. Received: {root}")
+    if not os.path.isdir(root):  # Path's own raises where a folder above can't be entered
+        raise UserError(
+            f"--dataset=folder:PATH takes an existing folder; correct the path, or, for a trained run, say "
+            f"by --data_dir where it lies now. Received: {root}"
+        )
     folders: dict[str, Path] = {}
     for path in _entries(root):
         split = SPLIT_FOLDERS.get(path.name.lower())
@@ -167,8 +171,7 @@ def list_tfds(dataset: str, data_dir: str, log: Callable[[str], None]) -> Listin
     Raises:
         UserError: when the name is unknown, the data can't be had, or it isn't for image classification.
     """
-    builder = _builder(dataset, data_dir)
-    _prepare(builder, dataset, log)
+    builder = _prepared(dataset, data_dir, log)
     info = builder.info
     keys = info.supervised_keys
     if not keys or len(keys) != 2 or not all(isinstance(key, str) and key in info.features for key in keys):
@@ -239,13 +242,18 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_CAUSE]
 
 
-def _prepare(builder: tfds.core.DatasetBuilder, dataset: str, log: Callable[[str], None]) -> None:
+def _prepared(dataset: str, data_dir: str, log: Callable[[str], None]) -> tfds.core.DatasetBuilder:
+    builder = _builder(dataset, data_dir)
     if builder.is_prepared():
-        return
+        return builder
     log(f"preparing {dataset} in {builder.data_dir}")
     try:
         builder.download_and_prepare()
+        return builder
     except Exception as error:
+        again = _builder(dataset, data_dir)
+        if again.is_prepared():  # by another process, which was faster
+            return again
         if builder.name == "fine_detail":
             raise UserError(
                 f"{dataset} can't be rendered here ({_line(error)}); give a writable --data_dir with room. "

@@ -138,6 +138,18 @@ def load(cfg: Config, splits: Sequence[str] = SPLITS, log: Callable[[str], None]
     return Dataset(cfg.dataset, found.class_names, loaded, hashlib.sha256(identity.encode()).hexdigest()[:16])
 
 
+def moved(cfg: Config, data_dir: str) -> Config:
+    """Returns a run's configuration with its data where they lie now.
+
+    Args:
+        cfg: what the run was trained with.
+        data_dir: the folder of images, or where TFDS keeps the set; empty for where training found them.
+    """
+    if data_dir and cfg.dataset.startswith("folder:"):
+        return dataclasses.replace(cfg, dataset=f"folder:{data_dir}")
+    return dataclasses.replace(cfg, data_dir=data_dir or cfg.data_dir)
+
+
 def prepare(cfg: Config, log: Callable[[str], None] = _log.info) -> None:
     """Makes a TFDS dataset where that is still to be done, without reading it; a folder needs nothing.
 
