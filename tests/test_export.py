@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -237,16 +238,26 @@ def test_a_run_that_was_not_evaluated_is_refused_before_anything_is_written(tiny
 
 
 @pytest.mark.slow
-def test_kill_during_an_export_leaves_no_version(tiny_run, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_kill_during_an_export_leaves_no_version(tiny_run, tmp_path, number):
     command = [sys.executable, "-m", "thumbnet_tf.export", f"--run_dir={tiny_run.path}", f"--out={tmp_path}"]
-    with subprocess.Popen([*command, "--variants="], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    (tmp_path / "temporary").mkdir()
+    with subprocess.Popen(
+        [*command, "--variants="],
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
         partial = tmp_path / "thumbnet" / ".partial-1" / "saved_model.pb"
         deadline = time.monotonic() + 180
         while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        errors = process.communicate()[1]
-    assert partial.exists(), errors.decode()[-500:]
+        assert partial.exists(), process.communicate()[1].decode()[-500:]
+        process.send_signal(number)
+        process.communicate()
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
+    if number == signal.SIGTERM:  # nothing half done is left, nor temporary files
+        assert not partial.exists() and not list((tmp_path / "temporary").glob("thumbnet-*"))
     assert publish.versions(tmp_path / "thumbnet") == []
 
 

@@ -109,14 +109,14 @@ class TeacherCache:
             half = {name: tf.clip_by_value(found[name], -_LARGEST_HALF, _LARGEST_HALF) for name in self.outputs}
             return {name: tf.cast(value, _dtype(name)) for name, value in half.items()} | {"logits": found["logits"]}
 
-        parts = {(view, block) for _, view, block in missing}
-        firsts = {view: min(block for number, block in parts if number == view) for view, _ in parts}
-        total = sum(self.split.num_examples - self._examples(first).start for first in firsts.values())
+        blocks = {view: [block for _, other, block in missing if other == view] for _, view, _ in missing}
+        spans = {view: range(min(found), max(found) + 1) for view, found in sorted(blocks.items())}
+        total = sum(len(self._examples(block)) for span in spans.values() for block in span)
         with track(None, total, f"T's outputs for {self.split.name}") as bar:
-            for view, first in sorted(firsts.items()):
+            for view, span in spans.items():
                 # one pass over a view's images: a stream can't start in its middle without reading what is before
-                answers = self._answers(run, cfg, view, self._examples(first).start)
-                for block in range(first, self._num_blocks):
+                answers = self._answers(run, cfg, view, self._examples(span.start).start)
+                for block in span:
                     names = [name for name in self.outputs if (name, view, block) in missing]
                     with contextlib.ExitStack() as stack:
                         writers = {name: stack.enter_context(writing(self.path(name, view, block))) for name in names}
