@@ -79,8 +79,8 @@ def markdown() -> str:
         digits = 2 if aim.share else 1
         cells = [f"`{aim.of_set}`", what, f"{aim.least:.{digits}f}"]
         for each in (value, measured(aim, rows, "validation")[0]):
-            cells.append("-" if each is None else f"{round(each, digits) + 0.0:.{digits}f}")  # no -0.0
-        met = "-" if value is None else "yes" if round(value, digits) >= aim.least else "no"
+            cells.append("-" if each is None else f"{each:.{digits}f}")
+        met = "-" if value is None else "yes" if value >= aim.least - 1e-9 else "no"
         cells += [str(seeds) if seeds else "not measured", met]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -143,7 +143,7 @@ def _measured(
         with tf.GradientTape(persistent=True) as tape:
             outputs = student(small(batch, training=False), training=False)
             fm = cfg.w_fm * tf.reduce_mean(losses.feature_mapping(target, decoder(outputs[tap])))
-            kd = tf.reduce_mean(losses.distillation(answers, outputs["logits"], cfg.temperature))
+            kd = cfg.w_kd * tf.reduce_mean(losses.distillation(answers, outputs["logits"], cfg.temperature))
         return tape.gradient(fm, weights), tape.gradient(kd, weights)
 
     parts = [slice(k, k + BATCH) for k in range(0, len(fm), BATCH)]

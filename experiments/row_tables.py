@@ -1,11 +1,13 @@
 """Tables of the rows that experiments.run has measured, and the headers of their flagfiles."""
 
 import pathlib
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 
 from experiments.run import ALONE, LOSSES, ROWS, TEACHER_SETS, config_of, name_in_set, names, set_of, teacher_row
 from experiments.summary import RESULTS, cost, recovered, spread
+from thumbnet_tf.config import UserError
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.stages import METHODS, ORIGINAL, loss_weights
 
@@ -42,6 +44,7 @@ def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
         seeds = {row["seed"] for row in found}
         base, top = mean(_bicubic(of_set, name), seeds), mean(teacher_row(f"{of_set}_{ORIGINAL}"), seeds)
         share = recovered(statistics.mean(float(row["top1"]) for row in found), base, top)
+        share = "-" if name == teacher_row(f"{of_set}_{ORIGINAL}") else share
         lines.append(
             f"| `{name_in_set(name)}` | {about(name)} | {spread(found, 'top1')} | {spread(others, 'top1')} "
             f"| {agreement} | {share} | {cost(found[0])} | {int(found[0]['params']) / 1e6:.2f} | {len(found)} |"
@@ -167,11 +170,22 @@ def rows_of(of_set: str) -> list[dict[str, str]]:
         seeds = {row["seed"] for row in rows}
         teachers = read_rows(RESULTS / f"{TEACHER_SETS[of_set]}.csv")
         rows += [row for row in teachers if row["row"] == teacher_row(row["row"]) and row["seed"] in seeds]
+    teachers = {}
+    for row in rows:
+        if row.get("teacher"):  # rows of before it was noted have none
+            teachers.setdefault((row["seed"], row["teacher"]), set()).add(row["row"])
+    for seed in {seed for seed, _ in teachers}:
+        taught = [", ".join(sorted(found)) for (of_seed, _), found in teachers.items() if of_seed == seed]
+        if len(taught) > 1:
+            raise UserError(
+                f"the rows of {of_set} with one seed must have one T; train those of the older anew by --again. "
+                f"Received, seed {seed}: {'; apart from them '.join(taught)}"
+            )
     return rows
 
 
 def with_header(text: str, rows: list[dict[str, str]]) -> str:
-    """Returns a flagfile's text whose first comment ends in what its row cost and reached.
+    """Returns a flagfile's text whose first comment names the command that makes its row again, its cost and result.
 
     Args:
         text: of the flagfile; lines of an earlier measurement are replaced.
@@ -186,7 +200,12 @@ def with_header(text: str, rows: list[dict[str, str]]) -> str:
         f"CPU cores: {cores}",
         f"# Expected: {spread(tests, 'top1')} % of test right (seeds {seeds}; {max(row['date'] for row in tests)})",
     ]
-    lines = [line for line in text.splitlines() if not line.startswith(("# Cost:", "# Expected:"))]
+    again = f"python -m experiments.run --rows={tests[0]['row']} --seeds={seeds.replace(' ', '')} --again"
+    lines = [
+        re.sub(r"(?<=# ).*?python -m experiments\.run .*", lambda line: line[0].partition("python")[0] + again, line)
+        for line in text.splitlines()
+        if not line.startswith(("# Cost:", "# Expected:"))
+    ]
     first = next(index for index, line in enumerate(lines) if not line.startswith("#"))
     return "\n".join([*lines[:first], *header, *lines[first:]]) + "\n"
 

@@ -29,6 +29,7 @@ from thumbnet_tf import cache_files, flags, timing
 from thumbnet_tf.config import Config, FlagError, UserError, check_options, option
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.evaluate import COLUMNS as EVALUATED
+from thumbnet_tf.publish import digest_of
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import ORIGINAL
 
@@ -36,7 +37,7 @@ ROWS = ROOT / "experiments" / "rows"
 TEACHER_SETS = {"flowers_64": "flowers_32", "plant_64": "plant_32"}  # whose T a set has, where it isn't its own
 ALONE = "generic"  # sets whose rows are networks without a teacher begin like this
 LOSSES = ("kd", "val_kd", "fm", "val_fm")  # of the last epoch, where the row has them
-COLUMNS = ("row", *EVALUATED, *LOSSES, "minutes", "cores", "date")
+COLUMNS = ("row", *EVALUATED, *LOSSES, "minutes", "cores", "date", "teacher")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +220,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def teacher_digest(row: str, run: RunDir) -> str:
+    """Returns the first digits of the SHA-256 of the file that holds the T of a row; empty for a row without T."""
+    if has_teacher(row):
+        return run.data_facts().get("teacher_file", "")[:12]
+    return digest_of(run.method(ORIGINAL) / "teacher.keras")[:12] if row == teacher_row(row) else ""
+
+
 def note(row: str, seed: str, run: pathlib.Path, minutes: float) -> None:
     """Adds the results of a finished run to its set's CSV, those of its last method: T is a row of its own.
 
@@ -233,6 +241,7 @@ def note(row: str, seed: str, run: pathlib.Path, minutes: float) -> None:
     last = next(reversed(read_rows(run / method / "metrics.csv")), {})  # `direct` has none
     how = {name: last.get(name, "") for name in LOSSES}
     how |= {"minutes": f"{minutes:.1f}", "cores": str(cores()), "date": datetime.date.today().isoformat()}
+    how["teacher"] = teacher_digest(row, RunDir(run))
     new = [{"row": row, **each, **how} for each in found if each["method"] == method]
     with cache_files.lock(ROOT / "runs" / "noting"):
         kept = [each for each in read_rows(path) if (each["row"], each["seed"]) != (row, seed)]

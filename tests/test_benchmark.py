@@ -103,10 +103,10 @@ def test_mistakes_are_named(tiny_run, tmp_path, monkeypatch):
     copy = shutil.copytree(tiny_run.path, tmp_path / "run")
     for name in ("direct", "bicubic", "thumbnet"):
         (copy / name / "done.json").unlink()
-    with pytest.raises(UserError, match="reads thumbnails. Received: .*original only"):
-        benchmark_inference.of_run(str(copy))
+    with pytest.raises(UserError, match="--method must be one that reads thumbnails. Received: original of .*run"):
+        benchmark.main(benchmark.Options(run_dir=str(copy)))
     with pytest.raises(UserError, match="--method must be one finished in this run: original. Received: 'thumbnet'"):
-        benchmark_inference.of_run(str(copy), "thumbnet")
+        benchmark.main(benchmark.Options(run_dir=str(copy), method="thumbnet"))
     monkeypatch.setattr(peak_memory.os, "access", lambda *_: False)
     with pytest.raises(UserError, match="Linux only. Received"):
         peak_memory.measure([], 1)
@@ -114,7 +114,7 @@ def test_mistakes_are_named(tiny_run, tmp_path, monkeypatch):
 
 def test_results_lie_in_the_run():
     assert benchmark.Options(run_dir="runs/x").folder == "runs/x/benchmark"
-    assert benchmark.Options(run_dir="runs/x", method="bicubic").folder == "runs/x/bicubic/benchmark"
     assert benchmark.Options().folder == "runs/benchmark"
-    with pytest.raises(FlagError, match="--method is one of --run_dir; give that too. Received: 'bicubic' alone"):
-        benchmark.Options(method="bicubic")
+    for values in ({}, {"run_dir": "runs/x", "what": "training"}):
+        with pytest.raises(FlagError, match="--method goes with --run_dir and --what=inference. Received: bicubic"):
+            benchmark.Options(method="bicubic", **values)

@@ -1,6 +1,8 @@
 """The runner of experiment rows: what is trained with which teacher, what is noted, what is not run again."""
 
 import datetime
+import hashlib
+import json
 import os
 import pathlib
 import signal
@@ -47,6 +49,11 @@ def rows(tmp_path, monkeypatch):
         write_rows(folder / "results.csv", COLUMNS, found if method != "original" else found[:2])
         (folder / method).mkdir()
         (folder / method / "metrics.csv").write_text("epoch,kd,val_kd\n1,0.9,0.9\n2,0.5,0.7\n")
+        (folder / "data.json").write_text(
+            json.dumps({"teacher_file": 16 * flags["seed"]} if "teacher" in flags else {})
+        )
+        if method == "original":
+            (folder / method / "teacher.keras").write_bytes(b"T")
         return 0
 
     monkeypatch.setattr(run, "train", train)
@@ -72,6 +79,11 @@ def test_each_row_and_seed_is_trained_once_with_its_teacher(rows, tmp_path, caps
     ]
     assert {(row["cores"], row["kd"], row["val_kd"], row["fm"]) for row in noted} == {("3", "0.5", "0.7", "")}
     assert {row["date"] for row in noted} == {datetime.date.today().isoformat()}
+    digest = hashlib.sha256(b"T").hexdigest()[:12]
+    assert {(row["method"], row["seed"], row["teacher"]) for row in noted} == {
+        *(("bicubic", seed, 12 * seed) for seed in ("0", "1")),
+        *(("original", seed, digest) for seed in ("0", "1")),
+    }
     capsys.readouterr()
     assert run.main(options) == 0
     assert len(rows) == 4  # nothing anew
@@ -224,6 +236,7 @@ def test_results_of_commands_side_by_side_are_all_noted(rows, tmp_path):
             dict.fromkeys(COLUMNS, "1") | {"method": "bicubic", "split": split} for split in ("test", "validation")
         ]
         write_rows(folder / "results.csv", COLUMNS, found)
+        (folder / "data.json").write_text("{}")
     threads = [threading.Thread(target=run.note, args=(name, "1", tmp_path / "runs" / name, 2.0)) for name in names]
     for thread in threads:
         thread.start()

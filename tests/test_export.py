@@ -224,10 +224,17 @@ def test_a_full_disk_leaves_nothing_out(monkeypatch):
     with pytest.raises(UserError, match=r"make room .* TMPDIR; thumbnet can't be made as int8. .*No space left"):
         list(variants._converted(None, "thumbnet", "int8", None, lenient=True))
     monkeypatch.setattr(parity.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=2**20))
-    models = types.SimpleNamespace(student=types.SimpleNamespace(input_shape=(None, 16, 16, 3)))
+    logits = types.SimpleNamespace(shape=(None, 100))
+    models = types.SimpleNamespace(
+        student=types.SimpleNamespace(input_shape=(None, 16, 16, 3)),
+        shipped=types.SimpleNamespace(output={"logits": logits}),
+    )
     split = types.SimpleNamespace(num_examples=1000)
-    with pytest.raises(UserError, match=r"temporary files need 4 MB in .*; make room there.* Received: 1 MB free"):
-        parity._prepare(pathlib.Path("folder"), [], models, split, Config(image_size=32), 1)
+    small, scores = (parity.Subject(name, "int8", pathlib.Path("x")) for name in ("downscaler", "classifier"))
+    # 1000 x (32 x 32 x 3 + 16 x 16 x 3) bytes; in each turn 1000 x 16 x 16 x 3 and 1000 x 100 x 4
+    for subjects, turns, size in (([], 2, 4), ([small], 1, 4), ([small] * 3, 2, 8), ([scores] * 3, 4, 8)):
+        with pytest.raises(UserError, match=rf"temporary files need {size} MB in .*; make room .* 1 MB free"):
+            parity._prepare(pathlib.Path("folder"), subjects, models, split, Config(image_size=32), turns)
 
 
 def test_a_run_that_was_not_evaluated_is_refused_before_anything_is_written(tiny_run, tmp_path, monkeypatch):
@@ -250,7 +257,11 @@ def test_kill_during_an_export_leaves_no_version(tiny_run, tmp_path, number):
     ) as process:
         partial = tmp_path / "thumbnet" / ".partial-1" / "saved_model.pb"
         deadline = time.monotonic() + 180
-        while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+        while (
+            not list((tmp_path / "temporary").glob("thumbnet-parity-*"))
+            and process.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.02)
         assert partial.exists(), process.communicate()[1].decode()[-500:]
         process.send_signal(number)

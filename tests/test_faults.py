@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from train_helpers import assert_same, interrupt_at, state_of
 
-from thumbnet_tf import cache_files, loop
+from thumbnet_tf import cache_files, loop, teachers
 from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.data import sources
 from thumbnet_tf.runs import RunDir
@@ -37,6 +37,18 @@ def test_a_teacher_is_the_same_wherever_it_lies(tmp_path):
     run.claim(dataclasses.replace(cfg, teacher=str(tmp_path / "kept" / "ratio2")))
     with pytest.raises(UserError, match="teacher was 'runs/r/ratio2' and is now 'train'"):
         run.claim(dataclasses.replace(cfg, teacher="train"))
+    with pytest.raises(UserError, match="--teacher must be where T lies now, or what it was before. Received: rusn/r"):
+        teachers.facts(dataclasses.replace(cfg, teacher="rusn/r"), run)
+    assert teachers.facts(cfg, run) == {}  # gone since; the run has its own copy
+
+
+def test_images_are_the_same_wherever_they_lie(config, folder, tmp_path):
+    run = train(config(methods=("direct",)))
+    kept = shutil.move(folder, tmp_path / "kept")
+    assert train(config(methods=("direct", "area"), dataset=f"folder:{kept}", epochs=1)).path == run.path
+    (next(kept.rglob("*.png"))).write_bytes(b"other")
+    with pytest.raises(UserError, match="the data changed since this run started|can't be decoded"):
+        train(config(methods=("direct", "area", "bicubic"), dataset=f"folder:{kept}"))
 
 
 def test_where_files_cannot_be_locked_is_one_line(tmp_path, monkeypatch):

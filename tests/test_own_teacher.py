@@ -111,7 +111,7 @@ def test_run_with_an_own_teacher(own, caplog):
     assert "FM's map is that of T's layer depthwise2" in log or "FM's map is that of T's layer conv3" in log
     labels = np.repeat([0, 1, 2], 20)
     assert (np.load(run.path / "original" / "logits_validation.npy").argmax(-1) == labels).mean() > 0.95
-    assert benchmark_inference.of_run(str(run.path)).backbone == "own_teacher"
+    assert benchmark_inference.of_run(run, "thumbnet").backbone == "own_teacher"
     teacher("-1..1").save(cfg.teacher)
     with pytest.raises(UserError, match="the teacher's file changed since this run started"):
         train(dataclasses.replace(cfg, methods=("direct", "bicubic")))

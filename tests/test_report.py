@@ -221,7 +221,7 @@ def test_the_command_writes_beside_the_run_and_says_what_is_not_there(run_copy, 
 def test_without_the_data_there_is_one_clear_note(run_copy):
     config = json.loads((run_copy.path / "config.json").read_text())
     (run_copy.path / "config.json").write_text(json.dumps({**config, "dataset": "folder:nowhere"}))
-    shutil.copytree(ROOT / "experiments" / "results", run_copy.path / "benchmark")
+    shutil.copytree(ROOT / "experiments" / "results", run_copy.path / "thumbnet" / "benchmark")
     for path in run_copy.path.glob("*/metrics.csv"):
         path.unlink()
     text = report_sections.page(gather(run_copy), 4, 10)
@@ -232,7 +232,7 @@ def test_without_the_data_there_is_one_clear_note(run_copy):
     assert "95 % interval" in text and "paired differences" not in text
     assert table_of(page, "Measured by")["resnet50, 224"]["T"]
     assert gather(run_copy, "bicubic").benchmark == []  # what was measured is thumbnet
-    path = run_copy.path / "benchmark" / "benchmark_inference.csv"
+    path = run_copy.path / "thumbnet" / "benchmark" / "benchmark_inference.csv"
     rows = [row for row in read_rows(path) if row["model"] != "teacher"]
     write_rows(path, list(rows[0]), rows)
     with pytest.raises(UserError, match=r"a benchmark must hold T in every case; measure anew or delete it"):

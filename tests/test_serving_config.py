@@ -126,4 +126,5 @@ def test_kserve_yaml():
 def test_the_readme_starts_the_server_as_the_docker_test_does():
     assert all(name in README for name in FILES)
     assert "--model_config_file=/models/models.config" in test_serving_docker.FLAGS
+    assert not any(flag.startswith(("--cpus", "--name", "--memory")) for flag in test_serving_docker.FLAGS)
     assert re.fullmatch(r"tensorflow/serving:\d+\.\d+\.\d+", test_serving_docker.IMAGE), "the image must be pinned"

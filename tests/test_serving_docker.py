@@ -18,7 +18,7 @@ from thumbnet_tf.client import Options
 FOLDER = pathlib.Path(__file__).parent.parent / "saved_models"
 README = (FOLDER / "README.md").read_text()
 IMAGE = re.search(r"tensorflow/serving:[\w.]+", README)[0]
-FLAGS = re.findall(r"--\w+=\S+", re.search(r"docker run.*?```", README, re.DOTALL)[0])
+FLAGS = re.findall(r"--\w+=\S+", re.search(rf"docker run.*?{IMAGE}(.*?)```", README, re.DOTALL)[1])  # the server's
 START_SECONDS = 120
 
 pytestmark = pytest.mark.slow

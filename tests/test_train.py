@@ -174,6 +174,8 @@ def test_strategy(config):
     assert start(config(strategy="mirrored", cpu_devices=2)).strategy.num_replicas_in_sync == 2
     with pytest.raises(UserError, match="--batch_size must be a multiple of the 2 replicas. Received: 5"):
         start(config(strategy="mirrored", cpu_devices=2, batch_size=5))
+    with pytest.raises(UserError, match="--cpu_devices needs --strategy=mirrored or auto: .*Received: 2"):
+        start(config(cpu_devices=2))
     with pytest.raises(UserError, match="--cpu_devices can't change once TensorFlow runs"):
         start(config(strategy="mirrored", cpu_devices=3))
 

@@ -70,8 +70,10 @@ def test_mixed_images_train_alike_on_one_and_two_replicas(photos):
         run_step, run_test = loop._compiled(trainer, strategy)
         [whole] = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(batch).batch(4))
         run_step(whole)
-        found.append([*values(trainer.trainable_variables), trainer.trackers[0].result().numpy()])
+        found.append([*values(trainer.trainable_variables), *values(t.result() for t in trainer.trackers)])
+        trainer.reset_metrics()
         run_test(whole)
+        found[-1] += values(tracker.result() for tracker in trainer.trackers)
     for one, two in zip(*found, strict=True):
         np.testing.assert_allclose(two, one, atol=1e-6, rtol=1e-5)
 

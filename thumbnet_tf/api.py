@@ -172,9 +172,9 @@ def load(path: str | os.PathLike, method: str = "") -> Loaded:
         UserError: when the path is neither, or what it holds can't be used.
     """
     folder = pathlib.Path(path)
-    if (folder / "config.json").is_file():
+    if os.path.isfile(folder / "config.json"):
         return _load_run(RunDir(folder), method)
-    if not (folder / publish.MANIFEST).is_file() and not publish.versions(folder):
+    if not os.path.isfile(folder / publish.MANIFEST) and not publish.versions(folder):
         raise UserError(
             f"load takes a run directory or an export's folder, such as saved_models/thumbnet/1. Received: {path}"
         )

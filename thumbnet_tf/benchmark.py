@@ -25,7 +25,10 @@ class Options:
     what: str = option("inference", "what to measure", choices=tuple(WHAT))
     run_dir: str = option("", "run directory made by thumbnet_tf.train; default: random models at 224 px")
     method: str = option("", "finished method of the run; default thumbnet, or the last finished one")
-    out: str = option("", "folder of the results; default <run_dir>[/<method>]/benchmark, or runs/benchmark")
+    out: str = option(
+        "",
+        "folder of the results; default <run_dir>/<method>/benchmark, for training <run_dir>/benchmark, else runs",
+    )
     rounds: int = option(7, "turns that each case takes", minimum=1, maximum=1000)
     intra_op_threads: int = option(0, "as in thumbnet_tf.train", minimum=0)
     inter_op_threads: int = option(0, "as in thumbnet_tf.train", minimum=0)
@@ -33,13 +36,16 @@ class Options:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.method and not self.run_dir:
-            raise FlagError(f"--method is one of --run_dir; give that too. Received: {self.method!r} alone")
+        if self.method and not (self.run_dir and self.what == "inference"):
+            raise FlagError(
+                f"--method goes with --run_dir and --what=inference. Received: {self.method}, with "
+                f"--run_dir={self.run_dir} --what={self.what}"
+            )
 
     @property
     def folder(self) -> str:
-        """Where the results go."""
-        return self.out or "/".join(filter(None, [self.run_dir or "runs", self.method, "benchmark"]))
+        """Where the results go, but those of a run's method."""
+        return self.out or f"{self.run_dir or 'runs'}/benchmark"
 
 
 def main(options: Options) -> None:

@@ -83,9 +83,13 @@ def run(options: Any) -> None:
         UserError: when the run can't be read, memory can't be measured, or the results can't be written.
     """
     tf.config.set_visible_devices([], "GPU")  # what is measured is a CPU
-    subjects = [of_run(options.run_dir, options.method)] if options.run_dir else list(random_subjects(options.quick))
-    rows = measure(subjects, options.rounds)
-    publish(options.folder, "benchmark_inference", COLUMNS, rows, figure(rows), markdown(rows))
+    subjects, folder = [], options.folder
+    if options.run_dir:
+        found = RunDir.existing(options.run_dir)
+        method = choose_method(found, options.method)
+        subjects, folder = [of_run(found, method)], options.out or str(found.method(method) / "benchmark")
+    rows = measure(subjects or list(random_subjects(options.quick)), options.rounds)
+    publish(folder, "benchmark_inference", COLUMNS, rows, figure(rows), markdown(rows))
 
 
 def random_subjects(quick: bool) -> Iterable[Subject]:
@@ -108,18 +112,16 @@ def random_subject(cfg: Config, classes: int) -> Subject:
     return Subject(cfg, thumbnet.deployed(thumbnet.build_shipped(cfg, "learned", small, student), teacher))
 
 
-def of_run(run_dir: str, method: str = "") -> Subject:
-    """Loads the models of a run's method: thumbnet's, or the last finished one's, where none is named.
+def of_run(run: RunDir, method: str) -> Subject:
+    """Loads the models of a run's finished method.
 
     Raises:
-        UserError: when the run can't be read, or the method isn't finished or has no downscaler.
+        UserError: when the method reads no thumbnails, or its files can't be read.
     """
-    found = RunDir.existing(run_dir)
-    method = choose_method(found, method)
     if METHODS[method].downscaler == "none":
-        raise UserError(f"the run must have a method that reads thumbnails. Received: {run_dir}, with {method} only")
-    models = thumbnet.deployed(found.load_model(method, "shipped"), found.load_model(ORIGINAL, "teacher"))
-    return Subject(found.config(), models)
+        raise UserError(f"--method must be one that reads thumbnails. Received: {method} of {run.path}")
+    models = thumbnet.deployed(run.load_model(method, "shipped"), run.load_model(ORIGINAL, "teacher"))
+    return Subject(run.config(), models)
 
 
 def measure(subjects: Sequence[Subject], rounds: int, batch: int = BATCH) -> list[dict[str, object]]:

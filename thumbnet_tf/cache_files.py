@@ -124,18 +124,21 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
     """Holds a folder, which is made if need be, for one process; others wait.
 
     Raises:
-        UserError: when it can't be written.
+        UserError: when it can't be written or locked.
     """
     with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / "lock", "w")  # noqa: SIM115 - held open as long as the lock
     with file:
-        with saving(folder):  # some network file systems have no locks
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _log.info("another process is at work on %s; waiting for it", folder)
-                fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("another process is at work on %s; waiting for it", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems have no locks
+            raise UserError(
+                f"{folder} must lie where files can be locked ({error.strerror}); choose another place"
+            ) from None
         yield
 
 

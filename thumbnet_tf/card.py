@@ -84,7 +84,7 @@ def text(
         kind=METHODS[method].downscaler,
         student=student,
         examples=sum(data["examples"].values()),
-        dataset=cfg.dataset,
+        dataset=data["dataset"],
         splits=", ".join(f"{count} {split}" for split, count in data["examples"].items()),
         fingerprint=data["fingerprint"],
         original=ORIGINAL,

@@ -244,9 +244,10 @@ def main(options: Options) -> None:
     transport = GrpcTransport(target) if options.grpc else RestTransport(target)
     client = Client(transport, options.retries, downscaler)
     most_bytes = MAX_REQUEST_BYTES * 3 // 4 if options.rest else MAX_REQUEST_BYTES  # base64 makes 4 bytes of 3
-    if downscaler:
-        most_bytes = sys.maxsize  # the files aren't sent, only small thumbnails of them
-    found = in_order(client.classify, batches(files, options.batch_size, most_bytes), options.workers)
+    batch_size = options.batch_size
+    if downscaler:  # the files' sizes say nothing of what is sent
+        batch_size, most_bytes = min(batch_size, max(1, most_bytes // downscaler.most_bytes)), sys.maxsize
+    found = in_order(client.classify, batches(files, batch_size, most_bytes), options.workers)
     sys.stdout.reconfigure(errors="surrogateescape")  # a file name that is no UTF-8 comes out as it is on disk
     lines_show_progress = sys.stdout.isatty() and not options.output
     answers = []

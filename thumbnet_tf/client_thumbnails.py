@@ -16,6 +16,7 @@ class TfliteDownscaler:
 
     Attributes:
         version: of the export that it lies in, whose S has learned to read its thumbnails.
+        most_bytes: that a thumbnail's file may have.
     """
 
     def __init__(self, path: str, file_format: str, quality: int) -> None:
@@ -55,6 +56,7 @@ class TfliteDownscaler:
                 f"--downscaler must turn an image of {self._size} px into a thumbnail of {small} px, as its manifest "
                 f"says; give a downscaler_*.tflite. Received: {path}, which turns {found[0]} into {found[1]}"
             )
+        self.most_bytes = 3 * small**2 + 4096  # uncompressed, and what lies around it
         self._format, self._quality = file_format, quality
         self._lock = threading.Lock()  # an interpreter does one thing at a time
 

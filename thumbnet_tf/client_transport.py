@@ -122,7 +122,8 @@ class GrpcTransport:
             answer = self._stub.Predict(request, timeout=target.timeout)
         except grpc.RpcError as error:
             raise self._explained(error) from None
-        self.versions.add(answer.model_spec.version.value)
+        if answer.model_spec.HasField("version"):
+            self.versions.add(answer.model_spec.version.value)
         try:
             classes, scores = (tf.make_ndarray(answer.outputs[key]) for key in ("classes", "scores"))
         except (TypeError, ValueError) as error:

@@ -258,10 +258,6 @@ class Config:
             )
         if self.thumbnail_bits == 1:  # TensorFlow's fake quantisation starts at 2 bits
             raise FlagError("--thumbnail_bits must be 0 (no rounding) or 2 to 8. Received: 1")
-        if self.strategy == "none" and self.cpu_devices > 1:
-            raise FlagError(
-                f"--cpu_devices needs --strategy=mirrored or auto: with none, one trains. Received: {self.cpu_devices}"
-            )
         if self.w_cl + self.w_kd <= 0:
             raise FlagError("--w_cl and --w_kd can't both be 0: nothing would train the classifier. Received: 0 and 0")
 

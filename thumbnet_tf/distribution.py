@@ -230,6 +230,10 @@ def await_shared(path: pathlib.Path, job: Job, content: str | None = None) -> No
 
 
 def _local(cfg: Config) -> tf.distribute.Strategy:
+    if cfg.strategy == "none" and cfg.cpu_devices > 1:
+        raise FlagError(
+            f"--cpu_devices needs --strategy=mirrored or auto: with none, one trains. Received: {cfg.cpu_devices}"
+        )
     if cfg.cpu_devices > 1:
         cpu = tf.config.list_physical_devices("CPU")[0]
         try:

@@ -42,10 +42,10 @@ FAIL_UNDER = {
     "pruned": 2.0,
     "clustered": 2.0,
 }
-# What a SavedModel may differ from Keras: for most images not more than arithmetic in another order does. Where that
-# order depends on the batch, it may also move pixels of a few thumbnails to the next level, and scores with them.
-SAVED_MODEL_DIFF = 1e-5  # of an image's probabilities, median over the images
-SAVED_MODEL_AGREEMENT = 0.995  # least share of equal answers
+SAVED_MODEL_DIFF = 1e-5  # of probabilities from Keras': what arithmetic in another order may change
+# Where the order depends on the batch, E may round pixels of some thumbnails to another level. That moves the scores of
+# these images further, and the answers where two classes are close.
+ROUNDING_DIFF, ROUNDING_SHARE = 0.05, 0.005
 
 _log = logging.getLogger(__name__)
 
@@ -252,11 +252,11 @@ def _judge(rows: Sequence[Mapping[str, Any]], allowed: Mapping[str, float], fold
     for row in rows:
         artifact, variant = row["artifact"], row["variant"]
         if variant.startswith(parity.SAVED_MODEL):
-            if float(row["agreement"]) < SAVED_MODEL_AGREEMENT or float(row["median_score_diff"]) > SAVED_MODEL_DIFF:
+            if not _equals_keras(row):
                 raise UserError(
                     f"nothing is published, for {artifact} {variant} doesn't equal Keras; please report it. Received: "
-                    f"agreement {row['agreement']} (at least {SAVED_MODEL_AGREEMENT:g} allowed), median difference of "
-                    f"scores {row['median_score_diff']} (at most {SAVED_MODEL_DIFF:g})"
+                    f"agreement {row['agreement']}, difference of scores {row['median_score_diff']} in the median and "
+                    f"{row['max_score_diff']} at most"
                 )
             continue
         lost = 100 * (float(row["keras_top1"]) - float(row["top1"]))
@@ -268,6 +268,16 @@ def _judge(rows: Sequence[Mapping[str, Any]], allowed: Mapping[str, float], fold
     for path in refused:
         path.unlink()
     return list(refused.values())
+
+
+def _equals_keras(row: Mapping[str, Any]) -> bool:
+    """Returns whether a SavedModel answers as the Keras model does, but for arithmetic in another order."""
+    largest = float(row["max_score_diff"])
+    if row["artifact"] != "thumbnet":  # nothing is rounded inside
+        return float(row["agreement"]) == 1 and largest <= SAVED_MODEL_DIFF
+    others = round((1 - float(row["agreement"])) * int(row["examples"]))
+    few = others <= max(1, ROUNDING_SHARE * int(row["examples"]))
+    return few and float(row["median_score_diff"]) <= SAVED_MODEL_DIFF and largest <= ROUNDING_DIFF
 
 
 def _digest(model: keras.Model) -> str:

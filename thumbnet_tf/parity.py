@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -139,7 +140,9 @@ def _prepare(
     count, needed = split.num_examples, {subject.input for subject in subjects}
     shapes = {"images": (count, cfg.image_size, cfg.image_size, 3), "thumbnails": models.student.input_shape}
     shapes["thumbnails"] = (count, *shapes["thumbnails"][1:])
-    answers = sum(subject.artifact == "downscaler" for subject in subjects) * turns * math.prod(shapes["thumbnails"])
+    classes = models.shipped.output["logits"].shape[-1]
+    thumbnails, scores = math.prod(shapes["thumbnails"]), 4 * count * classes
+    answers = turns * sum(thumbnails if subject.artifact == "downscaler" else scores for subject in subjects)
     size, free = sum(map(math.prod, shapes.values())) + answers, shutil.disk_usage(folder).free
     if size > free:  # mapped into memory: writing beyond the disk would kill the process
         raise UserError(
@@ -149,7 +152,6 @@ def _prepare(
     arrays = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape) for name, shape in shapes.items()
     }
-    classes = models.shipped.output["logits"].shape[-1]
     expected = {name: np.zeros((count, classes), np.float32) for name in ("thumbnet", "classifier", "teacher")}
 
     @tf.function
@@ -232,7 +234,7 @@ def run(
     ):
         for line in process.stdout:
             bar.update(int(line))
-        if process.wait() < 0:
+        if process.wait() in (-signal.SIGKILL, -signal.SIGTERM):
             raise UserError(
                 f"the process that runs every exported {runtime} was ended from outside, as happens when memory "
                 f"is short; free some, or export fewer --variants. Received: signal {-process.returncode}"

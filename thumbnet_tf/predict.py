@@ -150,7 +150,7 @@ def list_images(files: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in files:
         path = pathlib.Path(name)
-        if not name or not path.exists():  # an empty one would be the working directory
+        if not name or not os.path.exists(path):  # an empty one would be the working directory
             raise UserError(f"every file or folder must exist; correct the path. Received: {name!r}")
         if not path.is_dir():
             found.append(name)

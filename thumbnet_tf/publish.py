@@ -91,6 +91,10 @@ def _lock(folder: pathlib.Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another export to {folder} is running; wait for it or choose another --name") from None
+        except OSError as error:  # some network file systems have no locks
+            raise UserError(
+                f"--out must lie where files can be locked ({error.strerror}); choose another place. Received: {folder}"
+            ) from None
         yield
 
 

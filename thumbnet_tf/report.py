@@ -8,6 +8,7 @@ class, mistakes, calibration, the curves of training, exported files, and how to
 """
 
 import dataclasses
+import os
 import pathlib
 
 from thumbnet_tf import flags, publish, report_sections
@@ -51,7 +52,7 @@ def report(options: Options) -> pathlib.Path:
         manifest = publish.read_manifest(pathlib.Path(options.export_dir))
         method = method or str(manifest.get("method", ""))
         run_dir = run_dir or str(manifest.get("run", ""))
-        if not options.run_dir and not (pathlib.Path(run_dir) / "config.json").is_file():
+        if not options.run_dir and not os.path.isfile(pathlib.Path(run_dir) / "config.json"):
             raise UserError(
                 f"--export_dir must be an export of a run that is still there; its manifest names {run_dir or 'none'}. "
                 f"Received: {options.export_dir}"

@@ -186,10 +186,7 @@ def _is_of(manifest: Mapping[str, Any], run: RunDir, method: str) -> bool:
 
 
 def _benchmark(run: RunDir, method: str) -> list[dict[str, str]]:
-    """Returns what was measured of a method: named, or meant because it is what `benchmark` takes by itself."""
     path = run.method(method) / "benchmark" / "benchmark_inference.csv"
-    if not path.exists() and method == choose_method(run, ""):
-        path = run.path / "benchmark" / "benchmark_inference.csv"
     rows = read_rows(path, BENCHMARK_COLUMNS, ("case", "backbone", "model", "unit"))
     measured = {(row["backbone"], row["case"]) for row in rows if row["model"] == "teacher"}
     if any((row["backbone"], case) not in measured for row in rows for case in benchmark_report.CASES):

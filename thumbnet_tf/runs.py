@@ -13,7 +13,8 @@
     wire.csv                     bytes and accuracy of thumbnails as files, by `wire.py`
     export/                      weights fine-tuned for export, so that they needn't be made twice
 <run>/results.csv                one row a method and split
-<run>/lock, start                held by the process that trains; told to the other machines of a job
+<run>/lock                       held by the one process that may write here
+<run>/start                      by which the machines of a job know that they share the directory
 """
 
 import contextlib
@@ -100,12 +101,16 @@ class RunDir:
         self._check_same(self.config(), cfg)
 
     def _check_same(self, old: Config, new: Config) -> None:
+        moved = set()  # what data.json identifies by its content, wherever it lies now
+        if not (old.trains_teacher or new.trains_teacher):
+            moved.add("teacher")
+        if old.dataset.startswith("folder:") and new.dataset.startswith("folder:"):
+            moved.add("dataset")
         differences = [
             f"{field.name} was {getattr(old, field.name)!r} and is now {getattr(new, field.name)!r}"
             for field in dataclasses.fields(Config)
             if field.metadata["identity"] and getattr(old, field.name) != getattr(new, field.name)
-            # a T that is given is known by its file's digest (`teachers.facts`), wherever that lies now
-            if field.name != "teacher" or old.trains_teacher or new.trains_teacher
+            if field.name not in moved
         ]
         if differences:
             raise UserError(

@@ -1,7 +1,7 @@
 """The methods: which downscaler, which initial weights and which losses each one trains with.
 
-The ablation of the paper is the rows of `METHODS`. What trains, evaluates and exports branches on a row's fields, on no
-method's name but `original`; only what is shown first goes by names.
+The comparison with T and the ablation of the losses are the rows of `METHODS`. What trains, evaluates and exports
+branches on a row's fields, on no method's name but `original`; only what is shown first goes by names.
 """
 
 import dataclasses

@@ -24,8 +24,8 @@ def given(cfg: Config) -> keras.Model:
     if cfg.teacher.endswith(".keras"):
         model = _load(path)
     else:
-        if not (pathlib.Path(cfg.teacher) / "config.json").is_file():
-            what = "is a file of another kind" if pathlib.Path(cfg.teacher).is_file() else "holds no run"
+        if not os.path.isfile(pathlib.Path(cfg.teacher) / "config.json"):
+            what = "is a file of another kind" if os.path.isfile(cfg.teacher) else "holds no run"
             raise UserError(
                 f"--teacher must be train, a run directory, a .keras file (model.save('mine.keras')) or "
                 f"{APPLICATIONS}NAME. Received: {cfg.teacher}, which {what}"
@@ -95,11 +95,13 @@ def facts(cfg: Config, run: RunDir) -> dict[str, str]:
     Raises:
         UserError: when the file isn't the one that the run started with.
     """
-    path = file_of(cfg)
-    if cfg.teacher == "train" or not path.is_file():
+    path, begun = file_of(cfg), (run.path / "data.json").exists()
+    if cfg.teacher == "train" or not os.path.isfile(path):
+        if begun and cfg.teacher != run.config().teacher:
+            raise UserError(f"--teacher must be where T lies now, or what it was before. Received: {cfg.teacher}")
         return {}  # T is in the run, or its absence was told
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if (run.path / "data.json").exists():
+    if begun:
         before = run.data_facts().get("teacher_file", digest)
         if before != digest:
             raise UserError(
@@ -118,7 +120,9 @@ def network_name(run: RunDir, cfg: Config) -> str:
     if teacher.name != foreign.NAME:
         return own
     source = cfg
-    while (pathlib.Path(source.teacher) / "config.json").is_file():  # where the other run, such as ratio2, has it from
+    while os.path.isfile(
+        pathlib.Path(source.teacher) / "config.json"
+    ):  # where the other run, such as ratio2, has it from
         source = RunDir(source.teacher).config()
     name = source.teacher if source.trains_teacher else f"the network of {source.teacher}"
     return f"{name} (map for FM: {thumbnet.fm_tap(cfg, teacher)})"

@@ -94,8 +94,8 @@ def list_folder(root: Path, log: Callable[[str], None]) -> Listing:
     """
     if not os.path.isdir(root):  # Path's own raises where a folder above can't be entered
         raise UserError(
-            f"--dataset=folder:PATH takes an existing folder; correct the path, or, for a trained run, say "
-            f"by --data_dir where it lies now. Received: {root}"
+            "--dataset=folder:PATH takes an existing folder; correct the path (commands that take no --dataset have "
+            f"--data_dir to say where it lies now). Received: {root}"
         )
     folders: dict[str, Path] = {}
     for path in _entries(root):

@@ -23,7 +23,7 @@ _ALONE = tf.distribute.InputContext()
 
 
 def steps_per_epoch(split: Split, cfg: Config) -> int:
-    """Returns the number of full batches in an epoch; the rest is left out, of images in any order another each time.
+    """Returns the number of full batches in an epoch; the images that fill none, mostly others each time, are left out.
 
     Raises:
         UserError: when the split doesn't fill one batch, or streamed images are to be mixed.

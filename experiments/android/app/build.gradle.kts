@@ -29,7 +29,7 @@ android {
 
 kotlin {
     compilerOptions {
-        jvmTarget = JvmTarget.JVM_17 // by whatever JDK Android Studio brings, 17 or later
+        jvmTarget = JvmTarget.JVM_17 // by whatever JDK Android Studio brings
     }
 }
 
