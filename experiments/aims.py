@@ -36,6 +36,8 @@ AIMS = (
     Aim("plant_64", "thumbnet_72", ORIGINAL, 0.0),
     Aim("plant_32", "thumbnet", ORIGINAL, -0.5),
     Aim("plant_32", "narrow_thumbnet", ORIGINAL, -0.5),
+    Aim("plant_32", "thumbnet_100", ORIGINAL, -0.5),
+    Aim("plant_32", "narrow_thumbnet_100", ORIGINAL, -0.5),
     Aim("flowers_32", "thumbnet", "slim", 2.0),
     Aim("flowers_32", "narrow_thumbnet", "slim", 2.0),
     Aim("plant_32", "thumbnet", "slim", 2.0),

@@ -26,7 +26,7 @@ from thumbnet_tf.stages import METHODS, ORIGINAL
 
 SIZES = ("32", "64")
 # rows of a set, and the colours of those that aren't called after a method
-OTHERS = {"narrow_bicubic": "navy", "narrow_thumbnet": "tab:purple", "slim_as_fast": "tab:green"}
+OTHERS = {"narrow_bicubic": "navy", "narrow_bicubic_kd": "tab:cyan", "narrow_thumbnet": "tab:purple", "slim_as_fast": "tab:green"}
 SHOWN = (ORIGINAL, "bicubic", "bicubic_kd", "thumbnet", "slim", *OTHERS)
 COLOURS = {name: colour for name, (colour, _) in STYLES.items()} | OTHERS
 
@@ -67,7 +67,7 @@ def figure(name: str, rows: Sequence[Mapping[str, str]], memory: Mapping[str, in
             found = [each for each in rows if each["row"] == row and each["split"] == "test"]
             tops = [100 * float(each["top1"]) for each in found]
             macs = (int(found[0]["macs"]) + int(found[0]["macs_downscaler"])) / 1e6
-            spread = statistics.stdev(tops) if len(tops) > 1 else 0.0
+            spread = statistics.stdev(tops) if len(tops) > 1 else math.nan  # one seed: no bar, not one of no length
             points.append((macs, statistics.mean(tops), spread, memory[row]))
         if not points:
             continue
