@@ -26,7 +26,12 @@ from thumbnet_tf.stages import METHODS, ORIGINAL
 
 SIZES = ("32", "64")
 # rows of a set, and the colours of those that aren't called after a method
-OTHERS = {"narrow_bicubic": "navy", "narrow_bicubic_kd": "tab:cyan", "narrow_thumbnet": "tab:purple", "slim_as_fast": "tab:green"}
+OTHERS = {
+    "narrow_bicubic": "navy",
+    "narrow_bicubic_kd": "tab:cyan",
+    "narrow_thumbnet": "tab:purple",
+    "slim_as_fast": "tab:green",
+}
 SHOWN = (ORIGINAL, "bicubic", "bicubic_kd", "thumbnet", "slim", *OTHERS)
 COLOURS = {name: colour for name, (colour, _) in STYLES.items()} | OTHERS
 

@@ -156,7 +156,20 @@ def test_thresholds_can_be_set(quick, tiny_run, tmp_path):
     assert [line.split(" of ")[0] for line in refused] == ["thumbnet dynamic lost 0.40 points"]
 
 
-@pytest.mark.parametrize("change", [{"agreement": "0.99"}, {"median_score_diff": "0.0001"}], ids=str)
+def test_a_saved_model_may_differ_by_what_rounding_in_another_order_does():
+    row = {"artifact": "thumbnet", "examples": "400", "agreement": "1", "median_score_diff": "1e-6"}
+    for largest, agreement, equal in (("0.04", "1", True), ("0.06", "1", False), ("0.04", "0.995", True)):
+        assert export._equals_keras(row | {"max_score_diff": largest, "agreement": agreement}) is equal
+    assert not export._equals_keras(row | {"max_score_diff": "0.04", "agreement": "0.9925"})  # 3 of 400; 2 may
+    assert not export._equals_keras(row | {"max_score_diff": "0.04", "median_score_diff": "2e-5"})
+    few = row | {"examples": "8", "max_score_diff": "0.04"}
+    assert export._equals_keras(few | {"agreement": "0.875"}) and not export._equals_keras(few | {"agreement": "0.75"})
+    teacher = row | {"artifact": "teacher"}  # rounds nothing
+    assert export._equals_keras(teacher | {"max_score_diff": "0.000009"})
+    assert not export._equals_keras(teacher | {"max_score_diff": "0.0001"})
+
+
+@pytest.mark.parametrize("change", [{"agreement": "0.7"}, {"median_score_diff": "0.0001"}], ids=str)
 def test_nothing_is_published_when_the_saved_model_differs(change, quick, tiny_run, tmp_path, monkeypatch):
     inner = parity.compare
     monkeypatch.setattr(
