@@ -24,6 +24,7 @@ def test_gradients_are_compared_over_the_weights_that_both_reach():
     assert cosine == pytest.approx(0.8)
 
 
+@pytest.mark.slow
 def test_a_decoder_finds_what_is_there_and_nothing_in_noise():
     rng = np.random.default_rng(3)
     maps = rng.normal(size=(256, 2, 2, 4)).astype(np.float32)

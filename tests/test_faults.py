@@ -29,7 +29,7 @@ def test_another_configuration_is_refused_with_the_difference_named(config):
     train(config(methods=("direct",), checkpoint_seconds=9.0))  # only says how often, so it may change
 
 
-def test_a_teacher_is_the_same_wherever_it_lies(tmp_path):
+def test_teacher_and_images_are_the_same_wherever_they_lie(tmp_path):
     run = RunDir(tmp_path)
     cfg = Config(teacher="runs/r/ratio2")
     run.claim(cfg)
@@ -40,8 +40,17 @@ def test_a_teacher_is_the_same_wherever_it_lies(tmp_path):
     with pytest.raises(UserError, match="--teacher must be where T lies now, or what it was before. Received: rusn/r"):
         teachers.facts(dataclasses.replace(cfg, teacher="rusn/r"), run)
     assert teachers.facts(cfg, run) == {}  # gone since; the run has its own copy
+    images = dataclasses.replace(cfg, dataset="folder:then")
+    moved = RunDir(tmp_path / "moved")
+    moved.path.mkdir()
+    moved.claim(images)
+    moved.bind_data({"classes": []})
+    moved.claim(dataclasses.replace(images, dataset="folder:now"))
+    with pytest.raises(UserError, match="dataset was 'folder:then' and is now 'tf_flowers'"):
+        moved.claim(dataclasses.replace(images, dataset="tf_flowers"))
 
 
+@pytest.mark.slow
 def test_images_are_the_same_wherever_they_lie(config, folder, tmp_path):
     run = train(config(methods=("direct",)))
     kept = shutil.move(folder, tmp_path / "kept")
@@ -204,6 +213,7 @@ def test_an_unknown_tap_is_told_before_anything_is_trained(config, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_first_start_that_died_early_can_be_repeated(config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").touch()
@@ -227,6 +237,7 @@ def test_a_teacher_of_other_classes_is_refused(config, folder, tmp_path):
         train(config("second", teacher=str(tmp_path / "first")))
 
 
+@pytest.mark.slow
 def test_broken_caches_of_logits_are_computed_anew(config):
     run = train(config(methods=("direct",)))
     before = (run.path / "results.csv").read_text()

@@ -169,6 +169,7 @@ def test_fine_tuning_moves_all_layers(trained, folder, files):
         assert 0 < np.abs(old.numpy() - new.numpy()).max() < 0.1, old.name
 
 
+@pytest.mark.slow
 def test_kept_weights_are_used_again_and_only_for_the_same(files, trained, folder, monkeypatch):
     def no_training(*args, **kwargs):
         raise InterruptedError

@@ -143,6 +143,7 @@ def test_a_start_that_is_refused_changes_nothing(config, folder):
     assert {name: (run.path / name).read_text() for name in before} == before
 
 
+@pytest.mark.slow
 def test_all_methods_see_the_same_first_batch_and_the_same_start(config):
     run = train(config(methods=("supervised", "no_fm"), epochs=1, learning_rate=0.0, weight_decay=0.0))
     a, b = (keras.models.load_model(run.path / m / "downscaler.keras", compile=False) for m in ("supervised", "no_fm"))

@@ -167,6 +167,7 @@ def test_learning_rate_warms_up_and_decays():
     np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(55), rate(100)], [0.1, 0.55, 1.0, 0.5, 0.0], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_resnet")
 def test_labels_are_class_numbers_in_a_row_or_a_column_or_probabilities(photos):
     images, labels = photos(4, 32).astype(np.float32), np.array([0, 2, 1, 2])

@@ -93,7 +93,7 @@ def test_one_and_two_replicas_train_alike_by_adamw(photos):
 
 
 @pytest.mark.usefixtures("tiny_resnet")
-@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+@pytest.mark.parametrize("clip_norm", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_overflow_on_one_replica_skips_the_step_on_all(clip_norm, photos):
     keras.config.set_dtype_policy("mixed_float16")
     cfg = config(mixed_precision="mixed_float16", clip_norm=clip_norm)
