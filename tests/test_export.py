@@ -271,7 +271,7 @@ def test_kill_during_an_export_leaves_no_version(tiny_run, tmp_path, number):
         partial = tmp_path / "thumbnet" / ".partial-1" / "saved_model.pb"
         deadline = time.monotonic() + 180
         while (
-            not list((tmp_path / "temporary").glob("thumbnet-parity-*"))
+            not list((tmp_path / "temporary").glob("thumbnet-parity-*/*.npy"))
             and process.poll() is None
             and time.monotonic() < deadline
         ):
