@@ -20,15 +20,15 @@ from experiments.row_tables import about
 from experiments.summary import RESULTS
 from thumbnet_tf import backbones, thumbnet
 from thumbnet_tf.csv_files import read_rows
+from thumbnet_tf.files import write_atomically
 from thumbnet_tf.plots import STYLES
-from thumbnet_tf.runs import write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 SIZES = ("32", "64")
 # rows of a set, and the colours of those that aren't called after a method
 OTHERS = {
     "narrow_bicubic": "navy",
-    "narrow_bicubic_kd": "tab:cyan",
+    "narrow_bicubic_kd": "tab:brown",
     "narrow_thumbnet": "tab:purple",
     "slim_as_fast": "tab:green",
 }

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from thumbnet_tf.config import UserError
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.evaluate import COLUMNS
-from thumbnet_tf.runs import write_atomically
+from thumbnet_tf.files import write_atomically
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 ROOT = pathlib.Path(__file__).parent.parent

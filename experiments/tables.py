@@ -26,7 +26,7 @@ from experiments.summary import RESULTS, ROOT, replace_table
 from thumbnet_tf import benchmark_report
 from thumbnet_tf.config import UserError
 from thumbnet_tf.csv_files import read_rows
-from thumbnet_tf.runs import write_atomically
+from thumbnet_tf.files import write_atomically
 
 
 def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:

@@ -18,8 +18,9 @@ import tensorflow as tf
 from thumbnet_tf import downscaler, flags
 from thumbnet_tf.config import Config, UserError, check_options, option
 from thumbnet_tf.data import pipeline, sources
+from thumbnet_tf.files import saving, write_atomically
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import RunDir, saving, write_atomically
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import METHODS
 
 FIXED = ("bicubic", "area")

@@ -10,6 +10,7 @@ from PIL import Image
 
 from thumbnet_tf import backbones
 from thumbnet_tf.config import Config
+from thumbnet_tf.export import Options
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.train import train
 
@@ -80,3 +81,8 @@ def disc_files(tiny_run) -> list[str]:
     """Returns four of its images, of all classes."""
     images = tiny_run.path.parent / "images"
     return [str(images / name) for name in ("blue_disc/0.png", "green_disc/3.png", "red_disc/10.png", "red_disc/2.png")]
+
+
+def export_options(run: RunDir, out: Path, **changes) -> Options:
+    """Returns options that export a run without TFLite files."""
+    return Options(run_dir=str(run.path), out=str(out), **{"variants": (), **changes})

@@ -164,6 +164,10 @@ def test_header_of_a_measured_row_is_replaced():
     ]
 
 
+def test_every_kind_of_row_in_the_figure_has_its_own_colour():
+    assert len({frontier.COLOURS[kind] for kind in frontier.SHOWN}) == len(frontier.SHOWN)
+
+
 def test_bubbles_are_the_largest_layers_input_and_output():
     # ResNet-18 of width 0.5 at 128 px: 64 x 64 x 32 values of 4 bytes into the stem's normalisation and out of it
     assert frontier.row_bytes("flowers_32_original") == 2 * 64 * 64 * 32 * 4

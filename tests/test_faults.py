@@ -65,10 +65,13 @@ def test_where_files_cannot_be_locked_is_one_line(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    refused = pytest.raises(UserError, match=r"--run_dir must lie where files can be locked \(No locks available\)")
+    refused = pytest.raises(UserError, match=r"run must lie where files can be locked \(No locks available\)")
     with refused, RunDir(tmp_path / "run").lock():
         pass
-    with pytest.raises(UserError, match="No locks available"), cache_files.lock(tmp_path / "cache"):
+    with (
+        pytest.raises(UserError, match="cache must lie where files can be locked"),
+        cache_files.lock(tmp_path / "cache"),
+    ):
         pass
 
 

@@ -18,6 +18,7 @@ LAYERS = (
         "preprocess",
         "losses",
         "initializers",
+        "files",
         "costs",
         "flags",
         "demo_server",

@@ -27,7 +27,7 @@ class Options:
     method: str = option("", "finished method of the run; default thumbnet, or the last finished one")
     out: str = option(
         "",
-        "folder of the results; default <run_dir>/<method>/benchmark, for training <run_dir>/benchmark, else runs",
+        "folder of the results; default benchmark in <run_dir>/<method>, for training in <run_dir>, else in runs",
     )
     rounds: int = option(7, "turns that each case takes", minimum=1, maximum=1000)
     intra_op_threads: int = option(0, "as in thumbnet_tf.train", minimum=0)

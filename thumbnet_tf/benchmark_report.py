@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from thumbnet_tf.csv_files import write_rows
-from thumbnet_tf.runs import saving, write_atomically
+from thumbnet_tf.files import saving, write_atomically
 
 # case -> what it is called in the table and the figure
 CASES = {

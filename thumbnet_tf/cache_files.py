@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from thumbnet_tf.config import UserError
-from thumbnet_tf.runs import saving
+from thumbnet_tf.files import saving, take_lock
 
 _OPTIONS = "group_size:1,uncompressed"  # every record can be read alone; T's maps hardly compress
 _BLOCK_BYTES = 2**16  # an ArrayRecord file is a whole number of such blocks
@@ -130,15 +130,9 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / "lock", "w")  # noqa: SIM115 - held open as long as the lock
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(file):
             _log.info("another process is at work on %s; waiting for it", folder)
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems have no locks
-            raise UserError(
-                f"{folder} must lie where files can be locked ({error.strerror}); choose another place"
-            ) from None
         yield
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from thumbnet_tf.config import UserError
 from thumbnet_tf.distribution import Job
-from thumbnet_tf.runs import saving
+from thumbnet_tf.files import saving
 
 _NONE = -1
 

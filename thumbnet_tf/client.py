@@ -38,9 +38,9 @@ from thumbnet_tf.client_transport import (
 from thumbnet_tf.config import FlagError, UserError, check_options, option
 from thumbnet_tf.csv_files import write_rows
 from thumbnet_tf.data.store import is_turned, of_turned, try_decode
+from thumbnet_tf.files import saving, write_atomically
 from thumbnet_tf.predict import list_images
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import saving, write_atomically
 
 _log = logging.getLogger(__name__)
 

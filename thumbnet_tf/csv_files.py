@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thumbnet_tf.config import UserError
-from thumbnet_tf.runs import write_atomically
+from thumbnet_tf.files import write_atomically
 
 
 def read_rows(path: pathlib.Path, columns: Sequence[str] = (), words: Sequence[str] = ()) -> list[dict[str, str]]:

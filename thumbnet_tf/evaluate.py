@@ -15,9 +15,10 @@ from thumbnet_tf import costs, flags
 from thumbnet_tf.config import Config, UserError, check_options, option
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.data import pipeline, sources
+from thumbnet_tf.files import write_atomically
 from thumbnet_tf.loop import explained
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import RunDir, write_atomically
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 COLUMNS = (

@@ -27,8 +27,9 @@ from thumbnet_tf.config import Config, FlagError, UserError, check_options, opti
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.data import sources
 from thumbnet_tf.evaluate import results_of
+from thumbnet_tf.files import saving, write_atomically
 from thumbnet_tf.predict import choose_method
-from thumbnet_tf.runs import RunDir, environment, saving, write_atomically
+from thumbnet_tf.runs import RunDir, environment
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 ALSO = ("teacher", "classifier")

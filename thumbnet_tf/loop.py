@@ -23,8 +23,8 @@ from thumbnet_tf.checkpoints import Checkpoints
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.distribution import Job
+from thumbnet_tf.files import reason, saving
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import reason, saving
 from thumbnet_tf.teacher_cache import UNREADABLE
 from thumbnet_tf.trainer import Trainer
 

@@ -23,8 +23,8 @@ import tensorflow as tf
 from thumbnet_tf import parity_worker
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
+from thumbnet_tf.files import saving
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import saving
 from thumbnet_tf.thumbnet import Deployed
 
 COLUMNS = (

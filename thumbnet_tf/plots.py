@@ -22,8 +22,9 @@ from thumbnet_tf.config import UserError, check_options, option
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.data import sources
 from thumbnet_tf.evaluate import read_results
+from thumbnet_tf.files import saving, write_atomically
 from thumbnet_tf.loop import COLUMNS
-from thumbnet_tf.runs import RunDir, saving, write_atomically
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 DPI = 120

@@ -27,8 +27,9 @@ from thumbnet_tf.data.listing import IMAGE_SUFFIXES, natural_key
 from thumbnet_tf.data.store import is_turned, of_turned, try_decode
 from thumbnet_tf.downscaler import ToThumbnail
 from thumbnet_tf.evaluate import load_parts
+from thumbnet_tf.files import saving, write_atomically
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import RunDir, saving, write_atomically
+from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import METHODS
 
 DEFAULT_METHOD = "thumbnet"

@@ -5,7 +5,6 @@ half of one, and whatever interrupts an export leaves none behind.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from thumbnet_tf.config import UserError
-from thumbnet_tf.runs import saving, write_atomically
+from thumbnet_tf.files import saving, take_lock, write_atomically
 
 MANIFEST = "manifest.json"
 LABELS = "labels.txt"
@@ -87,14 +86,8 @@ def _sync(path: pathlib.Path) -> None:
 @contextlib.contextmanager
 def _lock(folder: pathlib.Path) -> Iterator[None]:
     with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another export to {folder} is running; wait for it or choose another --name") from None
-        except OSError as error:  # some network file systems have no locks
-            raise UserError(
-                f"--out must lie where files can be locked ({error.strerror}); choose another place. Received: {folder}"
-            ) from None
+        if not take_lock(file):
+            raise UserError(f"another export to {folder} is running; wait for it or choose another --name")
         yield
 
 

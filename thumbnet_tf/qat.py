@@ -28,8 +28,8 @@ import tensorflow as tf
 
 from thumbnet_tf import fake_quant, losses, tflite, twin
 from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.files import saving
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import saving
 
 if TYPE_CHECKING:
     import tf_keras

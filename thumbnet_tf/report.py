@@ -13,8 +13,9 @@ import pathlib
 
 from thumbnet_tf import flags, publish, report_sections
 from thumbnet_tf.config import FlagError, UserError, check_options, option
+from thumbnet_tf.files import saving, write_atomically
 from thumbnet_tf.report_data import gather
-from thumbnet_tf.runs import RunDir, saving, write_atomically
+from thumbnet_tf.runs import RunDir
 
 
 @dataclasses.dataclass(frozen=True)

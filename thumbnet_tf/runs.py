@@ -1,4 +1,4 @@
-"""The run directory: identity, lock, atomic files.
+"""The run directory: identity, lock, what lies where.
 
 <run>/log.txt                    what was logged, over all starts
 <run>/config.json, run.flags     what the run is, and the flagfile that repeats it
@@ -10,6 +10,7 @@
     done.json                    written last: this method is finished
     logits_<split>.npy           its answers, by `evaluate.py`
     tensorboard/                 what TensorBoard shows
+    benchmark/                   what `benchmark.py` measured of it
     wire.csv                     bytes and accuracy of thumbnails as files, by `wire.py`
     export/                      weights fine-tuned for export, so that they needn't be made twice
 <run>/results.csv                one row a method and split
@@ -19,13 +20,11 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import logging
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -35,6 +34,7 @@ import tensorflow as tf
 
 from thumbnet_tf import downscaler  # noqa: F401 - registers the layers that saved models hold
 from thumbnet_tf.config import Config, UserError, to_flagfile
+from thumbnet_tf.files import saving, take_lock, write_atomically
 from thumbnet_tf.stages import METHODS
 
 
@@ -139,17 +139,10 @@ class RunDir:
                 f"--run_dir can't be written ({error.strerror}); choose another place. Received: {self.path}"
             ) from None
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not take_lock(file):
                 raise UserError(
                     f"another process is training in --run_dir; wait for it or choose another. Received: {self.path}"
-                ) from None
-            except OSError as error:  # some network file systems have no locks
-                raise UserError(
-                    f"--run_dir must lie where files can be locked ({error.strerror}); choose another place. "
-                    f"Received: {self.path}"
-                ) from None
+                )
             yield
 
     @contextlib.contextmanager
@@ -269,39 +262,6 @@ def save_keras(model: keras.Model, path: pathlib.Path) -> None:
     with saving(path):
         model.save(partial)
         os.replace(partial, path)
-
-
-def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file beside its place and renames it, so that it is old or new and never half.
-
-    Raises:
-        UserError: when it can't be written.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    with saving(path):
-        partial.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
-        os.replace(partial, path)
-
-
-def reason(error: OSError | tf.errors.OpError) -> str:
-    """Returns in one line what the system or TensorFlow says went wrong."""
-    text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
-    text = re.sub(r"\[\[.*?\]\]|\{\{.*?\}\}|\[Op:\w*\]", "", text)  # TensorFlow's names of nodes
-    return " ".join(text.split())
-
-
-@contextlib.contextmanager
-def saving(path: pathlib.Path) -> Iterator[None]:
-    """Turns a failure to write (full disk, read-only folder) into one line."""
-    try:
-        yield
-    except tf.errors.UnavailableError:  # not the disk: another machine is gone while all save
-        raise
-    except (OSError, tf.errors.OpError) as error:
-        raise UserError(
-            f"{path} can't be written ({reason(error)[-150:]}); what was saved before is intact. "
-            "Make room, then give the same command again"
-        ) from error
 
 
 def environment() -> dict[str, str]:

@@ -31,9 +31,9 @@ from thumbnet_tf.cache_files import allow_open_files, file_size, growing, held, 
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline
 from thumbnet_tf.data.sources import Split
+from thumbnet_tf.files import saving, write_atomically
 from thumbnet_tf.folding import fold
 from thumbnet_tf.progress import track
-from thumbnet_tf.runs import saving, write_atomically
 
 BLOCK = 4096  # examples in a file; more in a large split, which has _FILES of them for each view and output
 UNREADABLE = "T's cache can't be read any more"  # what a reader's error begins with

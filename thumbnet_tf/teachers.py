@@ -33,13 +33,14 @@ def given(cfg: Config) -> keras.Model:
         model = load_keras(path)
     outputs = model.output if isinstance(model, keras.Function) else None
     names = set(outputs) if isinstance(outputs, dict) else set()
-    saved_by_a_run = (model.name == foreign.NAME and "logits" in names) or {"logits", "stage1"} <= names
-    if saved_by_a_run and cfg.teacher_input != AUTO:
+    taken_by_a_run = model.name == foreign.NAME and "logits" in names
+    is_ours = {"logits", "stage1"} <= names
+    if (taken_by_a_run or is_ours) and cfg.teacher_input != AUTO:
         raise FlagError(
             f"--teacher_input must be {AUTO} for a T that a run has saved, which scales its input itself. "
             f"Received: {cfg.teacher_input} with --teacher={cfg.teacher}"
         )
-    if model.name == foreign.NAME and "logits" in names:  # another run took it
+    if taken_by_a_run:
         if model.input.shape[1] != cfg.image_size:
             raise UserError(
                 f"--teacher must have this run's --image_size={cfg.image_size}. Received: {path}, with "
@@ -47,7 +48,7 @@ def given(cfg: Config) -> keras.Model:
             )
         _check_precision(cfg)
         return model if cfg.fm_tap == AUTO else foreign.with_tap(model, cfg.fm_tap)
-    if {"logits", "stage1"} <= names:
+    if is_ours:
         return _ours(model, cfg, path)
     _check_precision(cfg)
     return foreign.standardise(model, cfg.image_size, input_of(cfg), cfg.fm_tap)
@@ -119,10 +120,8 @@ def network_name(run: RunDir, cfg: Config) -> str:
     teacher = run.load_model(ORIGINAL, "teacher")
     if teacher.name != foreign.NAME:
         return own
-    source = cfg
-    while os.path.isfile(
-        pathlib.Path(source.teacher) / "config.json"
-    ):  # where the other run, such as ratio2, has it from
+    source = cfg  # T may be another run's, such as ratio2's, which has it from elsewhere in turn
+    while os.path.isfile(pathlib.Path(source.teacher) / "config.json"):
         source = RunDir(source.teacher).config()
     name = source.teacher if source.trains_teacher else f"the network of {source.teacher}"
     return f"{name} (map for FM: {thumbnet.fm_tap(cfg, teacher)})"

@@ -40,8 +40,9 @@ from thumbnet_tf.assembly import build_trainer
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
+from thumbnet_tf.files import saving, write_atomically
 from thumbnet_tf.optimizers import build_optimizer
-from thumbnet_tf.runs import RunDir, environment, save_keras, saving, write_atomically
+from thumbnet_tf.runs import RunDir, environment, save_keras
 from thumbnet_tf.stages import METHODS, ORIGINAL
 from thumbnet_tf.trainer import Trainer
 

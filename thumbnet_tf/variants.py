@@ -13,7 +13,7 @@ from thumbnet_tf import qat, tflite, tflite_metadata, twin
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline
 from thumbnet_tf.data.sources import Split
-from thumbnet_tf.runs import saving, write_atomically
+from thumbnet_tf.files import saving, write_atomically
 from thumbnet_tf.thumbnet import Deployed
 
 TEACHER = "teacher"

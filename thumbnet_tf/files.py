@@ -1,0 +1,64 @@
+"""Files that are old or new and never half, errors of writing in one line, locks between processes."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import IO
+
+import tensorflow as tf
+
+from thumbnet_tf.config import UserError
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file beside its place and renames it, so that it is old or new and never half.
+
+    Raises:
+        UserError: when it can't be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with saving(path):
+        partial.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+        os.replace(partial, path)
+
+
+def reason(error: OSError | tf.errors.OpError) -> str:
+    """Returns in one line what the system or TensorFlow says went wrong."""
+    text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
+    text = re.sub(r"\[\[.*?\]\]|\{\{.*?\}\}|\[Op:\w*\]", "", text)  # TensorFlow's names of nodes
+    return " ".join(text.split())
+
+
+@contextlib.contextmanager
+def saving(path: pathlib.Path) -> Iterator[None]:
+    """Turns a failure to write (full disk, read-only folder) into one line."""
+    try:
+        yield
+    except tf.errors.UnavailableError:  # not the disk: another machine is gone while all save
+        raise
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(
+            f"{path} can't be written ({reason(error)[-150:]}); what was saved before is intact. "
+            "Make room, then give the same command again"
+        ) from error
+
+
+def take_lock(file: IO) -> bool:
+    """Locks an open file for this process until it is closed, and returns True, or False where another one has it.
+
+    Raises:
+        UserError: where files can't be locked, as on some network file systems.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        folder = pathlib.Path(file.name).parent
+        raise UserError(
+            f"{folder} must lie where files can be locked ({error.strerror}); choose another place. Received: {folder}"
+        ) from None
+    return True
