@@ -39,6 +39,8 @@ def test_json_round_trip_keeps_every_option():
             "--backbone must be one of resnet18, resnet34, resnet50, vgg11. Received: 'resnet19'",
         ),
         ({"w_cl": 0.0, "w_kd": 0.0}, "can't both be 0"),
+        ({"mapping_epochs": 10}, "below --epochs and goes with --w_fm above 0. Received: 10 with --epochs=10"),
+        ({"mapping_epochs": 2, "w_fm": 0.0}, "Received: 2 with --epochs=10 --w_fm=0"),
         ({"epochs": 1.5}, "--epochs must be of type int. Received: 1.5"),
         ({"temperature": float("nan")}, "--temperature must be a finite number"),
     ],

@@ -76,6 +76,37 @@ def test_loss_is_the_weighted_mean_of_the_pure_losses(photos):
 
 
 @pytest.mark.usefixtures("tiny_resnet")
+def test_mapping_first_trains_e_and_s_as_far_as_the_tap(photos):
+    cfg = config(weight_decay=0.0, learning_rate=0.3, w_fm=3.0, w_mm=2.0)  # the tap is stage1
+    trainer = make_trainer("thumbnet", cfg, mapping_steps=2)
+    data = (photos(4, 32).astype(np.float32), np.array([0, 2, 1, 1]))
+
+    def moved() -> dict[str, float]:
+        """Takes a step and returns how far it moved each weight."""
+        before = values(trainer.trainable_variables)
+        logs.append(trainer.train_on_batch(*data, return_dict=True))
+        after = zip(trainer.trainable_variables, before, strict=True)
+        return {variable.path: float(np.abs(variable.numpy() - old).max()) for variable, old in after}
+
+    logs = []
+    first, second, third = moved(), moved(), moved()
+    behind = [path for path in first if path.startswith(("stage2", "stage3", "stage4", "logits"))]
+    as_far = [path for path in first if path.startswith(("stem", "stage1", "downscaler", "decoder"))]
+    assert len(behind) > 3 and len(as_far) > 6 and len(behind) + len(as_far) == len(first)
+    assert max(max(step[path] for path in behind) for step in (first, second)) == 0
+    # a block's last scale starts at 0, so that its kernels move from the second step on
+    assert all(max(first[path], second[path]) > 0 for path in as_far)
+    assert min(third["logits/kernel"], third["logits/bias"], third["downscaler_1_conv/kernel"]) > 0
+    assert logs[0]["loss"] == pytest.approx(3 * logs[0]["fm"] + 2 * logs[0]["mm"], rel=1e-5)
+    assert logs[0]["cl"] > 0.1 and logs[0]["kd"] > 0  # measured all the same
+    full = trainer.test_on_batch(*data, return_dict=True)  # validation counts all terms at any time
+    assert full["loss"] == pytest.approx(full["cl"] + full["kd"] + 3 * full["fm"] + 2 * full["mm"], rel=1e-5)
+    plain = make_trainer("supervised_kd", cfg, mapping_steps=2)  # no FM: nothing to learn first
+    plain.train_on_batch(*data)
+    assert plain.mapping_steps == 0 and np.abs(plain.student.get_layer("logits").bias.numpy()).max() > 0
+
+
+@pytest.mark.usefixtures("tiny_resnet")
 def test_logged_losses_are_running_means_not_the_last_batch(photos):
     trainer = make_trainer("bicubic", config(learning_rate=0.0))
     images, labels = photos(6, 32), np.array([0, 1, 2, 2, 1, 0])

@@ -27,10 +27,12 @@ def config(**values) -> Config:
     return Config(**{**common, **values})
 
 
-def make_trainer(method: str, cfg: Config, synchronized: bool = False, steps: int = 10) -> Trainer:
+def make_trainer(
+    method: str, cfg: Config, synchronized: bool = False, steps: int = 10, mapping_steps: int = 0
+) -> Trainer:
     keras.utils.set_random_seed(7)
     teacher = None if method == stages.ORIGINAL else thumbnet.build_teacher(cfg, CLASSES, synchronized=synchronized)
-    trainer = build_trainer(method, cfg, CLASSES, teacher, synchronized=synchronized)
+    trainer = build_trainer(method, cfg, CLASSES, teacher, mapping_steps=mapping_steps, synchronized=synchronized)
     trainer.compile(optimizer=build_optimizer(cfg, cfg.learning_rate, steps, trainer.trainable_variables))
     return trainer
 

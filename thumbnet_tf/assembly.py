@@ -16,7 +16,13 @@ _log = logging.getLogger(__name__)
 
 
 def build_trainer(
-    method: str, cfg: Config, num_classes: int, teacher: keras.Model | None, *, synchronized: bool = False
+    method: str,
+    cfg: Config,
+    num_classes: int,
+    teacher: keras.Model | None,
+    *,
+    mapping_steps: int = 0,
+    synchronized: bool = False,
 ) -> Trainer:
     """Builds the models of a method and what trains them, without an optimizer.
 
@@ -25,16 +31,19 @@ def build_trainer(
         cfg: the configuration.
         num_classes: C.
         teacher: T, any Keras classifier that `--teacher` takes; None when T itself is to be trained.
+        mapping_steps: `cfg.mapping_epochs` in steps, which hang on the data.
         synchronized: whether batch statistics are taken over all replicas.
 
     Raises:
         UserError: when there is no such method, or T isn't there, can't be used or has other classes.
     """
     with graph.precision(cfg.mixed_precision):
-        return _built(method, cfg, num_classes, teachers.taken(teacher, cfg, method), synchronized)
+        return _built(method, cfg, num_classes, teachers.taken(teacher, cfg, method), mapping_steps, synchronized)
 
 
-def _built(method: str, cfg: Config, num_classes: int, teacher: keras.Model | None, synchronized: bool) -> Trainer:
+def _built(
+    method: str, cfg: Config, num_classes: int, teacher: keras.Model | None, mapping_steps: int, synchronized: bool
+) -> Trainer:
     if teacher is not None and teacher.output["logits"].shape[-1] != num_classes:
         raise UserError(
             f"T must have as many classes as there are. Received: a T of {teacher.output['logits'].shape[-1]} classes "
@@ -71,6 +80,7 @@ def _built(method: str, cfg: Config, num_classes: int, teacher: keras.Model | No
         loss_weights=weights,
         temperature=cfg.temperature,
         fm_tap=tap,
+        mapping_steps=mapping_steps,
         mm_std_weight=cfg.mm_std_weight,
         label_smoothing=cfg.label_smoothing,
         clip_norm=cfg.clip_norm,

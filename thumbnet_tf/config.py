@@ -151,6 +151,11 @@ class Config:
         "the map of T that FM decodes from the same map of S: stage1 to stage4 (VGG-11: stage5), or the name of a "
         "layer of your own T; auto = stage2, of your own T the deepest layer at an eighth of the input's side",
     )
+    mapping_epochs: int = option(
+        0,
+        "epochs at the start in which methods with FM learn from FM and MM alone: E, and S as far as the tap",
+        minimum=0,
+    )
     mm_std_weight: float = option(1.0, "lambda, the weight of the standard deviations in MM", minimum=0.0)
     label_smoothing: float = option(0.0, "label smoothing in CL", minimum=0.0, maximum=0.9)
 
@@ -258,6 +263,11 @@ class Config:
             )
         if self.thumbnail_bits == 1:  # TensorFlow's fake quantisation starts at 2 bits
             raise FlagError("--thumbnail_bits must be 0 (no rounding) or 2 to 8. Received: 1")
+        if self.mapping_epochs and (self.mapping_epochs >= self.epochs or self.w_fm <= 0):
+            raise FlagError(
+                "--mapping_epochs must be below --epochs and goes with --w_fm above 0. Received: "
+                f"{self.mapping_epochs} with --epochs={self.epochs} --w_fm={self.w_fm:g}"
+            )
         if self.w_cl + self.w_kd <= 0:
             raise FlagError("--w_cl and --w_kd can't both be 0: nothing would train the classifier. Received: 0 and 0")
 

@@ -194,7 +194,12 @@ def _train_method(
     with job.strategy.scope():
         teacher = None if is_teacher else run.load_model(ORIGINAL, "teacher")
         trainer = build_trainer(
-            method, cfg, len(dataset.class_names), teacher, synchronized=job.strategy.num_replicas_in_sync > 1
+            method,
+            cfg,
+            len(dataset.class_names),
+            teacher,
+            mapping_steps=cfg.mapping_epochs * steps,
+            synchronized=job.strategy.num_replicas_in_sync > 1,
         )
         peak_rate = cfg.teacher_learning_rate if is_teacher else cfg.learning_rate
         trainer.compile(optimizer=build_optimizer(cfg, peak_rate, epochs * steps, trainer.trainable_variables))

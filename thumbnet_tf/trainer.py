@@ -32,6 +32,7 @@ class Trainer(keras.Model):
         loss_weights: Mapping[str, float],
         temperature: float = 4.0,
         fm_tap: str = "stage2",
+        mapping_steps: int = 0,
         mm_std_weight: float = 1.0,
         label_smoothing: float = 0.0,
         clip_norm: float = 0.0,
@@ -48,6 +49,8 @@ class Trainer(keras.Model):
             loss_weights: weight of each term that is on, of cl, kd, fm, mm.
             temperature: tau of KD.
             fm_tap: name of FM's tap.
+            mapping_steps: steps at the start in which CL and KD don't count, where there is FM: its gradients, and
+                MM's, reach E, D and the student's layers as far as the tap (the layers behind it only decay).
             mm_std_weight: lambda of MM.
             label_smoothing: of CL.
             clip_norm: largest norm of the global gradient; 0 for no clipping.
@@ -72,6 +75,7 @@ class Trainer(keras.Model):
         self.term_weights = dict(loss_weights)
         self.temperature, self.fm_tap, self.mm_std_weight = temperature, fm_tap, mm_std_weight
         self.label_smoothing, self.clip_norm = label_smoothing, clip_norm
+        self.mapping_steps = mapping_steps if "fm" in loss_weights else 0
         self.thumbnail_jpeg = thumbnail_jpeg
         self.supports_jit = not thumbnail_jpeg  # XLA knows no JPEG
         names = ["loss", *loss_weights, "accuracy"] + (["agreement"] if teacher is not None else [])
@@ -106,7 +110,7 @@ class Trainer(keras.Model):
         with tf.GradientTape() as tape:
             outputs = self(images, training=True)
             terms = self._loss_terms(images, labels, outputs, targets)
-            total = self._weighted(terms)
+            total = self._weighted(terms, self._is_past_mapping())
             # sum over the replica, divided once by the number of examples on all replicas: gradients are summed
             # over replicas by the optimizer, so every replica count and every uneven batch gives the same step
             loss = tf.reduce_sum(total * weights) / _sum_over_replicas(tf.reduce_sum(weights))
@@ -178,12 +182,19 @@ class Trainer(keras.Model):
             terms["mm"] = losses.moment_matching(images, outputs["thumbnail"], self.mm_std_weight)
         return terms
 
-    def _weighted(self, terms: dict[str, tf.Tensor]) -> tf.Tensor:
+    def _is_past_mapping(self) -> tf.Tensor | float:
+        """Returns what CL and KD are multiplied by in this step: 0 while FM and MM act alone, then 1."""
+        if not self.mapping_steps:
+            return 1.0
+        return tf.cast(tf.convert_to_tensor(self.optimizer.iterations) >= self.mapping_steps, tf.float32)
+
+    def _weighted(self, terms: dict[str, tf.Tensor], classified: tf.Tensor | float = 1.0) -> tf.Tensor:
         if not terms:
             raise UserError(
                 "a method must have a loss term of weight above 0 to be trained or evaluated. Received: none"
             )
-        return tf.add_n([self.term_weights[name] * value for name, value in terms.items()])
+        factors = {"cl": classified, "kd": classified}
+        return tf.add_n([self.term_weights[name] * factors.get(name, 1.0) * value for name, value in terms.items()])
 
     def _clip(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         """Scales the gradients so that their sum over all replicas has at most the norm `clip_norm`, if there is one.
