@@ -61,7 +61,7 @@ def measured(aim: Aim, rows: list[dict[str, str]], split: str = "test") -> tuple
         return None, 0
     value, over, *top = found
     if aim.share:
-        return (None if top[0] == over else (value - over) / (top[0] - over)), seeds
+        return (None if top[0] <= over else (value - over) / (top[0] - over)), seeds
     return 100 * (value - over), seeds
 
 

@@ -5,9 +5,9 @@ import re
 import statistics
 from collections.abc import Iterator, Sequence
 
+from experiments import origins
 from experiments.run import ALONE, LOSSES, ROWS, TEACHER_SETS, config_of, name_in_set, names, set_of, teacher_row
 from experiments.summary import RESULTS, cost, recovered, spread
-from thumbnet_tf.config import UserError
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.stages import METHODS, ORIGINAL, loss_weights
 
@@ -170,17 +170,8 @@ def rows_of(of_set: str) -> list[dict[str, str]]:
         seeds = {row["seed"] for row in rows}
         teachers = read_rows(RESULTS / f"{TEACHER_SETS[of_set]}.csv")
         rows += [row for row in teachers if row["row"] == teacher_row(row["row"]) and row["seed"] in seeds]
-    teachers = {}
-    for row in rows:
-        if row.get("teacher"):  # rows of before it was noted have none
-            teachers.setdefault((row["seed"], row["teacher"]), set()).add(row["row"])
-    for seed in {seed for seed, _ in teachers}:
-        taught = [", ".join(sorted(found)) for (of_seed, _), found in teachers.items() if of_seed == seed]
-        if len(taught) > 1:
-            raise UserError(
-                f"the rows of {of_set} with one seed must have one T; train those of the older anew by --again. "
-                f"Received, seed {seed}: {'; apart from them '.join(taught)}"
-            )
+    if not of_set.startswith(ALONE):
+        origins.check(of_set, rows)
     return rows
 
 

@@ -7,9 +7,9 @@ A row is a flagfile `experiments/rows/<set>_<row>.flags`. Each pair of row and s
 `<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which is trained first where it
 isn't there; sets of one full size have one T (`TEACHER_SETS`), rows `generic_*` have none. Rows in bfloat16 are trained
 in float32 where the machine is faster so. Results go to `experiments/results/<set>.csv` as each run ends. What stands
-there isn't run again, unless `--again` asks for those whose run directories are missing. Several such commands may run
-side by side: one that needs what another is training waits for it. Interrupt it anyhow: the same command goes on where
-it was (`minutes` are then those of the last start).
+there isn't run again, unless `--again` asks for those whose run directories are missing or hold other results. Several
+such commands may run side by side: one that needs what another is training waits for it. Interrupt it anyhow: the same
+command goes on where it was (`minutes` are then those of the last start).
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ import time
 
 from absl import flags as absl_flags
 
+from experiments import origins
 from experiments.summary import RESULTS, ROOT
 from thumbnet_tf import cache_files, flags, timing
 from thumbnet_tf.config import Config, FlagError, UserError, check_options, option
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.evaluate import COLUMNS as EVALUATED
-from thumbnet_tf.publish import digest_of
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import ORIGINAL
 
@@ -37,7 +37,7 @@ ROWS = ROOT / "experiments" / "rows"
 TEACHER_SETS = {"flowers_64": "flowers_32", "plant_64": "plant_32"}  # whose T a set has, where it isn't its own
 ALONE = "generic"  # sets whose rows are networks without a teacher begin like this
 LOSSES = ("kd", "val_kd", "fm", "val_fm")  # of the last epoch, where the row has them
-COLUMNS = ("row", *EVALUATED, *LOSSES, "minutes", "cores", "date", "teacher")
+COLUMNS = ("row", *EVALUATED, *LOSSES, "minutes", "cores", "date", *origins.ORIGINS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,9 @@ class Options:
     runs: str = option("runs", "folder of the run directories")
     dataset: str = option("", "data in another place than the rows' flagfiles say, as in thumbnet_tf.train")
     again: bool = option(
-        False, "train also what is measured, where its run directory is missing; its results take the place of the old"
+        False,
+        "train also what is measured, where its run directory is missing or has other results; they take the old ones' "
+        "place",
     )
     list: bool = option(False, "list all rows and the seeds that are measured, and do nothing")
 
@@ -127,21 +129,44 @@ def there(row: str, seed: str, options: Options) -> bool:
     return RunDir(ROOT / folder(row, seed, options)).is_done(method_of(row))
 
 
+def noted(row: str, seed: str, options: Options) -> bool:
+    """Returns whether the run directory of a row and a seed is finished and the CSV holds its results, and its T."""
+    if not there(row, seed, options):
+        return False
+    run = RunDir(ROOT / folder(row, seed, options))
+    of_run = [each for each in read_rows(run.path / "results.csv") if each["method"] == method_of(row)]
+    in_csv = [each for each in read_rows(RESULTS / f"{set_of(row)}.csv") if (each["row"], each["seed"]) == (row, seed)]
+    values = [{tuple(each[name] for name in EVALUATED) for each in found} for found in (of_run, in_csv)]
+    teachers = {each.get("teacher") or "" for each in in_csv}
+    return values[0] == values[1] and teachers <= {"", origins_of(row, run)["teacher"]}  # "" from before it was noted
+
+
 def finished(row: str, seed: str, options: Options) -> bool:
     """Returns whether a row is measured, and if its models are needed, also there."""
     needed = options.again or row == teacher_row(row)
-    return int(seed) in measured(row) and (not needed or there(row, seed, options))
+    return int(seed) in measured(row) and (not needed or noted(row, seed, options))
 
 
 def jobs(options: Options) -> list[tuple[str, str]]:
-    """Returns the rows and seeds to train, in the order given: what isn't measured yet, and first its T."""
+    """Returns the rows and seeds to train, in the order given: what isn't measured yet, and first its T.
+
+    Raises:
+        UserError: when a run directory holds other results than the CSV, and `--again` isn't given.
+    """
     found = {}  # a set that keeps its order
     for row in options.rows:
         for seed in options.seeds:
-            if int(seed) in measured(row) and (not options.again or there(row, seed, options)):
-                more = "" if options.again else "; --again trains it where its run directory is missing"
-                print(f"{row}, seed {seed} is measured{more}", file=sys.stderr)
-                continue
+            if int(seed) in measured(row):
+                known = noted(row, seed, options)
+                if not options.again and not known and there(row, seed, options):
+                    raise UserError(
+                        f"{folder(row, seed, options)} holds other results than experiments/results/{set_of(row)}.csv; "
+                        "delete it, or give --again for its results to take the old ones' place"
+                    )
+                if not options.again or known:
+                    more = "" if options.again else "; --again trains it where its run directory is missing"
+                    print(f"{row}, seed {seed} is measured{more}", file=sys.stderr)
+                    continue
             if has_teacher(row) and not finished(teacher_row(row), seed, options):
                 found[teacher_row(row), seed] = None
             found[row, seed] = None
@@ -157,13 +182,13 @@ def check_teachers(found: list[tuple[str, str]], options: Options) -> None:
     for row, seed in found:
         taught = [name for name in names() if has_teacher(name) and teacher_row(name) == row]
         taught = [name for name in taught if int(seed) in measured(name) and (name, seed) not in found]
-        if not taught or there(row, seed, options):
+        if not taught or noted(row, seed, options):
             continue
         if not options.again:
             raise UserError(
-                f"{folder(row, seed, options)} is missing, and a T trained anew would be another than the one that "
-                f"taught what is measured with this seed: {', '.join(taught)}. Take a seed that --list doesn't show, "
-                "or give --again and train those anew too"
+                f"{folder(row, seed, options)} is missing or holds another T than the one that taught what is measured "
+                f"with this seed: {', '.join(taught)}. Take a seed that --list doesn't show, or give --again and train "
+                "those anew too"
             )
         print(f"with T of seed {seed}, train anew too: {', '.join(taught)}; another has taught them", file=sys.stderr)
 
@@ -220,29 +245,26 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def teacher_digest(row: str, run: RunDir) -> str:
-    """Returns the first digits of the SHA-256 of the file that holds the T of a row; empty for a row without T."""
-    if has_teacher(row):
-        return run.data_facts().get("teacher_file", "")[:12]
-    return digest_of(run.method(ORIGINAL) / "teacher.keras")[:12] if row == teacher_row(row) else ""
+def origins_of(row: str, run: RunDir) -> dict[str, str]:
+    """Returns what a row's results came from, a value for each of `ORIGINS`."""
+    return origins.of_run(run, "given" if has_teacher(row) else "trained" if row == teacher_row(row) else "none")
 
 
 def note(row: str, seed: str, run: pathlib.Path, minutes: float) -> None:
-    """Adds the results of a finished run to its set's CSV, those of its last method: T is a row of its own.
+    """Adds the results of a finished run to its set's CSV, those of the row's method.
 
     Raises:
-        UserError: when the run has no results.
+        UserError: when the run has no such results.
     """
-    path = RESULTS / f"{set_of(row)}.csv"
-    found = read_rows(run / "results.csv")
+    path, method = RESULTS / f"{set_of(row)}.csv", method_of(row)
+    found = [each for each in read_rows(run / "results.csv") if each["method"] == method]
     if not found:
-        raise UserError(f"a finished run is expected. Received: {run}, which has no results.csv")
-    method = found[-1]["method"]
+        raise UserError(f"a finished run is expected. Received: {run}, which has no results of {method}")
     last = next(reversed(read_rows(run / method / "metrics.csv")), {})  # `direct` has none
     how = {name: last.get(name, "") for name in LOSSES}
     how |= {"minutes": f"{minutes:.1f}", "cores": str(cores()), "date": datetime.date.today().isoformat()}
-    how["teacher"] = teacher_digest(row, RunDir(run))
-    new = [{"row": row, **each, **how} for each in found if each["method"] == method]
+    how |= origins_of(row, RunDir(run))
+    new = [{"row": row, **each, **how} for each in found]
     with cache_files.lock(ROOT / "runs" / "noting"):
         kept = [each for each in read_rows(path) if (each["row"], each["seed"]) != (row, seed)]
         write_rows(path, COLUMNS, sorted(kept + new, key=lambda each: (each["row"], int(each["seed"]), each["split"])))

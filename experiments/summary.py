@@ -72,8 +72,8 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def recovered(value: float, base: float | None, top: float | None) -> str:
-    """Returns the recovered share (value - base) / (top - base) as text; a dash where it isn't defined."""
-    return "-" if base is None or top is None or top == base else f"{(value - base) / (top - base):.2f}"
+    """Returns the recovered share (value - base) / (top - base) as text; a dash where T has no lead to win back."""
+    return "-" if base is None or top is None or top <= base else f"{(value - base) / (top - base):.2f}"
 
 
 def cost(row: dict[str, str]) -> str:

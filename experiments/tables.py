@@ -67,11 +67,19 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
 
 
 def main() -> int:
-    """Writes tables, headers and figures; returns the exit code, 1 where a page has no place for a table."""
+    """Writes tables, headers and figures; returns the exit code.
+
+    It is 1 where rows can't stand in one table, and nothing is written then, or where a page has no place for a table.
+    """
     code = 0
+    try:
+        found = list(blocks())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     for path, text in headers():
         write_atomically(path, text)
-    for path, name, table in blocks():
+    for path, name, table in found:
         try:
             replace_table(path, name, table)
         except UserError as error:

@@ -36,22 +36,29 @@ def rows(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(run, "cores", lambda: 3)
 
+    def folder_of(flags):
+        return tmp_path / flags["run_dir"]
+
     def train(command):
         started.append(command[3:])
         flags = dict(part.removeprefix("--").split("=") for part in command[3:])
         if flags["seed"] == "7":
             return 143
         method = flags["flagfile"].split("_")[-1].removesuffix(".flags")
+        if folder_of(flags).exists():  # a finished run: nothing is left to train
+            return 0
         common = dict.fromkeys(COLUMNS, "1") | {"seed": flags["seed"], "top1": f"0.{flags['seed']}5"}
-        folder = tmp_path / flags["run_dir"]
+        folder = folder_of(flags)
         folder.mkdir(parents=True)
         found = [common | {"method": m, "split": s} for m in ("original", method) for s in ("validation", "test")]
         write_rows(folder / "results.csv", COLUMNS, found if method != "original" else found[:2])
         (folder / method).mkdir()
+        (folder / method / "done.json").write_text("{}")
         (folder / method / "metrics.csv").write_text("epoch,kd,val_kd\n1,0.9,0.9\n2,0.5,0.7\n")
-        (folder / "data.json").write_text(
-            json.dumps({"teacher_file": 16 * flags["seed"]} if "teacher" in flags else {})
-        )
+        (folder / "config.json").write_text(Config().to_json())
+        digest = hashlib.sha256(b"T").hexdigest()
+        facts = {"fingerprint": "f" * 64} | ({"teacher_file": digest} if "teacher" in flags else {})
+        (folder / "data.json").write_text(json.dumps(facts))
         if method == "original":
             (folder / method / "teacher.keras").write_bytes(b"T")
         return 0
@@ -81,9 +88,9 @@ def test_each_row_and_seed_is_trained_once_with_its_teacher(rows, tmp_path, caps
     assert {row["date"] for row in noted} == {datetime.date.today().isoformat()}
     digest = hashlib.sha256(b"T").hexdigest()[:12]
     assert {(row["method"], row["seed"], row["teacher"]) for row in noted} == {
-        *(("bicubic", seed, 12 * seed) for seed in ("0", "1")),
-        *(("original", seed, digest) for seed in ("0", "1")),
+        (method, seed, digest) for method in ("bicubic", "original") for seed in ("0", "1")
     }
+    assert {(row["data"], row["precision"]) for row in noted} == {("ffffffffffff", "float32")}
     capsys.readouterr()
     assert run.main(options) == 0
     assert len(rows) == 4  # nothing anew
@@ -93,13 +100,9 @@ def test_each_row_and_seed_is_trained_once_with_its_teacher(rows, tmp_path, caps
 def test_sets_of_one_full_size_share_their_teacher(rows, tmp_path, monkeypatch):
     (tmp_path / "rows" / "discs_64_bicubic.flags").write_text("--methods=bicubic\n")
     monkeypatch.setitem(run.TEACHER_SETS, "discs_64", "discs_32")
-    teacher = tmp_path / "runs" / "discs_32_original_seed1" / "original"
-    teacher.mkdir(parents=True)
-    (teacher / "done.json").write_text("{}")
-    measured = [{"row": "discs_32_original", "seed": 1, "minutes": 9}]
-    write_rows(tmp_path / "results" / "discs_32.csv", run.COLUMNS, measured)
+    assert run.main(run.Options(rows=("discs_32_original",), seeds=("1",))) == 0
     assert run.main(run.Options(rows=("discs_64_bicubic",), seeds=("1",))) == 0
-    assert rows[0][-1] == "--teacher=runs/discs_32_original_seed1"
+    assert len(rows) == 2 and rows[1][-1] == "--teacher=runs/discs_32_original_seed1"
     assert [row["row"] for row in read_rows(tmp_path / "results" / "discs_64.csv")] == ["discs_64_bicubic"] * 2
 
 
@@ -122,11 +125,26 @@ def test_what_is_measured_is_trained_again_on_request_where_its_run_is_missing(r
     assert run.main(options) == 0
     assert len(rows) == 2  # its T too
     assert [row["top1"] for row in read_rows(path) if row["split"] == "test"] == ["0.15", "0.15"]
-    for name in ("original", "bicubic"):
-        (tmp_path / "runs" / f"discs_32_{name}_seed1" / name / "done.json").write_text("{}")
     assert run.main(options) == 0
     assert len(rows) == 2
     assert "discs_32_bicubic, seed 1 is measured\n" in capsys.readouterr().err
+    # killed between the end of a training and its note: the same command notes it
+    write_rows(path, run.COLUMNS, old)
+    with pytest.raises(UserError, match="runs/discs_32_bicubic_seed1 holds other results than .*discs_32.csv; delete"):
+        run.main(run.Options(rows=("discs_32_bicubic",), seeds=("1",)))
+    assert run.main(options) == 0
+    assert len(rows) == 4  # started, and found finished
+    assert [row["top1"] for row in read_rows(path) if row["split"] == "test"] == ["0.15", "0.15"]
+
+
+def test_a_teacher_of_other_results_is_not_taken_for_the_measured_one(rows, tmp_path):
+    path = tmp_path / "results" / "discs_32.csv"
+    assert run.main(run.Options(rows=("discs_32_bicubic",))) == 0
+    (tmp_path / "rows" / "discs_32_area.flags").write_text("--methods=area\n")
+    (tmp_path / "runs" / "discs_32_original_seed0" / "original" / "teacher.keras").write_bytes(b"trained by hand")
+    with pytest.raises(UserError, match="original_seed0 is missing or holds another T .*: discs_32_bicubic. Take"):
+        run.main(run.Options(rows=("discs_32_area",)))
+    assert len(rows) == 2 and len(read_rows(path)) == 4
 
 
 def test_no_row_is_left_unsaid_beside_a_teacher_that_did_not_teach_it(rows, tmp_path, capsys):
@@ -135,7 +153,7 @@ def test_no_row_is_left_unsaid_beside_a_teacher_that_did_not_teach_it(rows, tmp_
     measured = [{"row": f"discs_32_{name}", "seed": 0, "minutes": 9} for name in ("original", "bicubic")]
     write_rows(tmp_path / "results" / "discs_32.csv", run.COLUMNS, measured)
     options = run.Options(rows=("discs_32_thumbnet",))
-    with pytest.raises(UserError, match="runs/discs_32_original_seed0 is missing.*this seed: discs_32_bicubic. Take"):
+    with pytest.raises(UserError, match="runs/discs_32_original_seed0 is missing or .*: discs_32_bicubic. Take"):
         run.main(options)
     assert not rows
     both = run.Options(rows=("discs_32_thumbnet", "discs_32_bicubic"), again=True)
@@ -181,17 +199,8 @@ def test_whether_bfloat16_pays_is_measured(monkeypatch):
     assert not run.bfloat16_pays()
 
 
-def test_what_another_command_has_trained_meanwhile_is_not_trained_again(rows, tmp_path, monkeypatch):
-    train, options = run.train, run.Options(rows=("discs_32_bicubic",))
-    teacher = tmp_path / "runs" / "discs_32_original_seed0" / "original" / "done.json"
-
-    def busy(command):  # another command's T, which this one had still found missing
-        code = train(command)
-        if "--run_dir=runs/discs_32_original_seed0" in command:
-            teacher.write_text("{}")
-        return code
-
-    monkeypatch.setattr(run, "train", busy)
+def test_what_another_command_has_trained_meanwhile_is_not_trained_again(rows, monkeypatch):
+    options = run.Options(rows=("discs_32_bicubic",))
     jobs = run.jobs(options)
     assert run.main(options) == 0
     monkeypatch.setattr(run, "jobs", lambda options: jobs)
@@ -230,6 +239,7 @@ def test_a_training_gets_the_signal_to_end_and_is_waited_for(tmp_path, monkeypat
 def test_results_of_commands_side_by_side_are_all_noted(rows, tmp_path):
     names = [f"discs_32_x{number}" for number in range(4)]
     for name in names:
+        (tmp_path / "rows" / f"{name}.flags").write_text("--methods=bicubic\n")
         folder = tmp_path / "runs" / name
         (folder / "bicubic").mkdir(parents=True)
         found = [
@@ -237,6 +247,7 @@ def test_results_of_commands_side_by_side_are_all_noted(rows, tmp_path):
         ]
         write_rows(folder / "results.csv", COLUMNS, found)
         (folder / "data.json").write_text("{}")
+        (folder / "config.json").write_text(Config().to_json())
     threads = [threading.Thread(target=run.note, args=(name, "1", tmp_path / "runs" / name, 2.0)) for name in names]
     for thread in threads:
         thread.start()

@@ -24,8 +24,19 @@ def test_a_set_is_shown_beside_its_teacher_of_the_same_seeds(tmp_path, monkeypat
     assert row_tables.rows_of("discs_128") == []
     noted = [row | {"teacher": teacher} for row, teacher in zip(theirs, ("aa", "cc", "aa", "bb"), strict=True)]
     write_rows(tmp_path / "results" / "discs_32.csv", run.COLUMNS, noted)
-    with pytest.raises(UserError, match="one T; .*seed 3: discs_32_bicubic; apart from them discs_32_original"):
+    with pytest.raises(UserError, match="seed 3 must have the same T;.*bicubic, seed 3; apart from them discs_32_orig"):
         row_tables.rows_of("discs_32")
+    for wrong, message in (
+        ({"teacher": ""}, "with seed 0 must have the same T"),  # taught by a T from before it was noted
+        ({"data": "ff"}, "rows of discs_32 must have the same images"),
+        ({"options": "ff"}, "rows of discs_32_bicubic must have the same options"),
+    ):
+        same = [row | {"teacher": f"t{row['seed']}", "data": "d", "options": row["row"]} for row in theirs]
+        write_rows(tmp_path / "results" / "discs_32.csv", run.COLUMNS, same)
+        assert len(row_tables.rows_of("discs_32")) == 4
+        write_rows(tmp_path / "results" / "discs_32.csv", run.COLUMNS, [same[0] | wrong, *same[1:]])
+        with pytest.raises(UserError, match=message):
+            row_tables.rows_of("discs_32")
 
 
 def test_table_computes_mean_spread_and_recovered_share(monkeypatch):

@@ -156,6 +156,13 @@ def test_nan_stops_with_the_steps_named(config):
         train(config(teacher_learning_rate=1e30, clip_norm=0.0, optimizer="sgd"))
 
 
+def test_too_many_open_files_are_not_taken_for_too_large_a_batch():
+    error = tf.errors.ResourceExhaustedError(None, None, "data/1.jpg; Too many open files")
+    expected = pytest.raises(UserError, match=r"original, step 3: .*no more open files; raise its limit \(ulimit -n\)")
+    with expected, loop.explained(Config(), lambda: "original, step 3"):
+        raise error
+
+
 def test_a_failed_checkpoint_leaves_the_last_one(config, monkeypatch):
     whole = state_of(train(config("whole", methods=("direct",))))
     save, saved = tf.train.CheckpointManager.save, []
@@ -256,6 +263,9 @@ def test_broken_files_of_a_run_are_one_line(config, monkeypatch, name):
         with pytest.raises(loop.Interrupted):
             train(config(methods=("direct",)))
     path = RunDir(config().run_dir).path
-    (path / name if name == "config.json" else path / "original" / name).write_bytes(b"\xff\xfe\x00broken\n1\n")
-    with pytest.raises(UserError, match=rf"{name}.*restore it"):
-        train(config(methods=("direct",)))
+    broken = path / name if name == "config.json" else path / "original" / name
+    before = broken.read_bytes()
+    for content in (b"\xff\xfe\x00broken\n1\n", *([before + b"1,1,1" + 40 * b",1"] if name == "metrics.csv" else [])):
+        broken.write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name}.*restore it"):
+            train(config(methods=("direct",)))

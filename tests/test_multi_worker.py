@@ -1,7 +1,11 @@
 """Several machines, each a process on localhost: one result, one writer, and a clear end when one of them is gone."""
 
+import os
 import pathlib
 import signal
+import socket
+import subprocess
+import sys
 import time
 import types
 
@@ -214,6 +218,26 @@ def test_a_killed_chief_ends_the_job(arguments, tmp_path):
     assert (killed, code) == (-signal.SIGKILL, 1)
     assert output.strip().splitlines()[-1].startswith("error: original, step ")
     assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_machine_that_does_not_train_yet():
+    code = (
+        "import time\nfrom thumbnet_tf import distribution\nfrom thumbnet_tf.config import Config\n"
+        "distribution.start(Config(strategy='multi_worker'))\nprint('started', flush=True)\ntime.sleep(60)\n"
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    place = environment({"worker": [address]}, "worker", 0)
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=os.environ | place, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "started\n"
+            process.terminate()
+            assert process.wait(timeout=20) == -signal.SIGTERM
+        finally:
+            process.kill()
 
 
 @pytest.mark.slow

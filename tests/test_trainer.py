@@ -107,6 +107,32 @@ def test_mapping_first_trains_e_and_s_as_far_as_the_tap(photos):
 
 
 @pytest.mark.usefixtures("tiny_resnet")
+def test_adamw_begins_with_what_is_behind_the_tap_when_its_gradients_do(photos):
+    data = (photos(4, 32).astype(np.float32), np.array([0, 2, 1, 1]))
+    cfg = config(optimizer="adamw", weight_decay=0.0, learning_rate=0.01, clip_norm=0.0)
+    trainer = make_trainer("thumbnet", cfg, steps=10**6, mapping_steps=3)
+    kernel = trainer.student.get_layer("logits").kernel
+    for _ in range(3):
+        trainer.train_on_batch(*data)
+    before = kernel.numpy()
+    trainer.train_on_batch(*data)
+    # Adam's first step moves by rate g / sqrt(g^2), the rate; counted from the start it would be the rate times
+    # 0.1 / (1 - 0.9^4) / sqrt(0.001 / (1 - 0.999^4)) = 0.2908 / 0.5004 = 0.58 (1.3 after 200 steps, 2.9 after 2000)
+    moved = np.abs(kernel.numpy() - before)
+    assert moved.max() == pytest.approx(0.01, rel=1e-3)
+    assert np.median(moved) == pytest.approx(0.01, rel=1e-2)
+
+
+@pytest.mark.usefixtures("tiny_resnet")
+def test_a_batch_of_padding_alone_changes_no_weight(photos):
+    trainer = make_trainer("bicubic", config(weight_decay=0.0))
+    before = values(trainer.trainable_variables)
+    trainer.train_on_batch(photos(2, 32).astype(np.float32), np.array([0, 1]), sample_weight=np.zeros(2, np.float32))
+    for old, new in zip(before, values(trainer.trainable_variables), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.usefixtures("tiny_resnet")
 def test_logged_losses_are_running_means_not_the_last_batch(photos):
     trainer = make_trainer("bicubic", config(learning_rate=0.0))
     images, labels = photos(6, 32), np.array([0, 1, 2, 2, 1, 0])

@@ -33,7 +33,8 @@ def make_trainer(
     keras.utils.set_random_seed(7)
     teacher = None if method == stages.ORIGINAL else thumbnet.build_teacher(cfg, CLASSES, synchronized=synchronized)
     trainer = build_trainer(method, cfg, CLASSES, teacher, mapping_steps=mapping_steps, synchronized=synchronized)
-    trainer.compile(optimizer=build_optimizer(cfg, cfg.learning_rate, steps, trainer.trainable_variables))
+    variables, late = trainer.trainable_variables, trainer.late_variables()
+    trainer.compile(optimizer=build_optimizer(cfg, cfg.learning_rate, steps, variables, late, mapping_steps))
     return trainer
 
 

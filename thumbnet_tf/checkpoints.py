@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from thumbnet_tf.config import UserError
 from thumbnet_tf.distribution import Job
-from thumbnet_tf.files import saving
+from thumbnet_tf.files import LOST_WHILE_SAVING, saving
 
 _NONE = -1
 
@@ -31,7 +31,12 @@ class Checkpoints:
         self.folder = folder
         self._job = job
         self._checkpoint = tf.train.Checkpoint(**objects)
-        self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=2, checkpoint_name="ckpt")
+        arguments = (self._checkpoint, str(folder), 2)
+        try:
+            self._manager = tf.train.CheckpointManager(*arguments, checkpoint_name="ckpt")
+        except ValueError:  # its list of states is empty or damaged; they are found without it
+            (folder / "checkpoint").unlink()
+            self._manager = tf.train.CheckpointManager(*arguments, checkpoint_name="ckpt")
 
     def restore(self, log: Callable[[str], None]) -> bool:
         """Restores the last state that can be read; on all machines the one that the chief could read.
@@ -48,7 +53,7 @@ class Checkpoints:
         path = self.folder / f"ckpt-{number}"
         try:  # together: to restore the running means, TensorFlow adds them up over the machines
             self._checkpoint.restore(str(path)).assert_consumed()
-        except tf.errors.UnavailableError:  # not the file: another machine is gone
+        except LOST_WHILE_SAVING:  # not the file: another machine is gone
             raise
         except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
             raise UserError(
@@ -59,15 +64,23 @@ class Checkpoints:
 
     def _last_readable(self, log: Callable[[str], None]) -> int:
         """Returns the number of the last state whose every value can be read and agrees with its checksum."""
-        for path in reversed(self._manager.checkpoints):
+        # not by the manager's list: it leaves out states of a clock that was ahead of today's
+        numbers = sorted((int(path.stem.rpartition("-")[2]) for path in self.folder.glob("ckpt-*.index")), reverse=True)
+        for number in numbers:
+            path = str(self.folder / f"ckpt-{number}")
             try:
                 reader = tf.train.load_checkpoint(path)
                 for name in reader.get_variable_to_shape_map():
                     reader.get_tensor(name)
-                return int(path.rpartition("-")[2])
+                return number
+            except (tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError) as error:
+                raise UserError(
+                    f"a checkpoint can't be read ({_line(error)}); mend that and give the same command again. "
+                    f"Received: {path}"
+                ) from error
             except (tf.errors.OpError, IndexError, ValueError) as error:
                 log(f"checkpoint {path} is unreadable ({_line(error)}); trying the one before")
-        if self._manager.checkpoints:
+        if numbers:
             raise UserError(
                 f"no checkpoint in {self.folder} can be read; delete that folder to train this method from its start"
             )

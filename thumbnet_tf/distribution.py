@@ -260,7 +260,11 @@ def _multi_worker(cfg: Config, task: Task) -> tf.distribute.Strategy:
     _log.info("%s of %d machines, waiting for the others: %s", task.name, task.machines, ", ".join(task.addresses))
     try:
         with _interruptible():
-            return tf.distribute.MultiWorkerMirroredStrategy()
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        if threading.current_thread() is threading.main_thread():
+            # TensorFlow's own handler of SIGTERM only notes it: till training begins, nobody would look
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
+        return strategy
     except RuntimeError:
         raise UserError(
             "--strategy=multi_worker must be set up before anything else of TensorFlow runs in this process; "

@@ -12,6 +12,14 @@ import tensorflow as tf
 
 from thumbnet_tf.config import UserError
 
+# what TensorFlow raises on the other machines when one is gone, and not for the disk
+LOST_WHILE_SAVING = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a file beside its place and renames it, so that it is old or new and never half.
@@ -23,6 +31,15 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     with saving(path):
         partial.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
         os.replace(partial, path)
+
+
+def sync(path: pathlib.Path) -> None:
+    """Writes a file or a folder's names through to the disk, so that a loss of power leaves nothing half written."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def reason(error: OSError | tf.errors.OpError) -> str:
@@ -37,7 +54,7 @@ def saving(path: pathlib.Path) -> Iterator[None]:
     """Turns a failure to write (full disk, read-only folder) into one line."""
     try:
         yield
-    except tf.errors.UnavailableError:  # not the disk: another machine is gone while all save
+    except LOST_WHILE_SAVING:  # not the disk: another machine is gone while all save
         raise
     except (OSError, tf.errors.OpError) as error:
         raise UserError(

@@ -148,6 +148,8 @@ def train(
         signals = job.sum([number in received for number in _SIGNALS])  # such as came during the last save
         if any(signals):
             raise Interrupted(next(number for number, count in zip(_SIGNALS, signals, strict=True) if count))
+    if received:  # while this machine waited for the others' answers; they will find it gone
+        raise Interrupted(received[0])
     if cfg.ema_momentum > 0:
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
 
@@ -158,6 +160,11 @@ def explained(cfg: Config, doing: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        if "open files" in str(error):
+            raise UserError(
+                f"{doing()}: the system allows no more open files; raise its limit (ulimit -n), then give the same "
+                "command again"
+            ) from error
         raise UserError(
             f"{doing()}: a batch doesn't fit into memory; lower --batch_size (and --learning_rate with it), "
             "--image_size, --width or --memory_limit_gb, which keeps images there, in a new --run_dir. "
@@ -185,7 +192,11 @@ def explained(cfg: Config, doing: Callable[[], str]) -> Iterator[None]:
 def _rows_until(path: pathlib.Path, step: int) -> list[dict[str, str]]:
     """Returns the rows of a metrics file up to a step: what was logged after the restored state is done again."""
     try:
-        return [row for row in read_rows(path) if int(row["step"]) <= step]
+        rows = [row for row in read_rows(path) if int(row["step"]) <= step]
+        unknown = {column for row in rows for column in row} - set(COLUMNS)
+        if unknown:  # None, where a row has too many cells
+            raise ValueError(f"columns {unknown}")
+        return rows
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no metrics.csv any more ({error!r}); restore it, or delete it to go on") from None
 

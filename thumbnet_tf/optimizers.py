@@ -1,5 +1,7 @@
 """The optimizer of a training, and AdamW whose update is one operator of TensorFlow instead of Keras' dozen."""
 
+from collections.abc import Collection
+
 import keras
 import tensorflow as tf
 
@@ -13,9 +15,18 @@ class AdamW(keras.optimizers.AdamW):
     w -= rate sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + epsilon), after the decoupled weight decay.
     """
 
+    def begin_late(self, variables: Collection[keras.Variable], steps: int) -> None:
+        """Counts t of some weights from a later step on: before it, their gradients are 0.
+
+        Their v is as young as their first gradient; counted from the start, it would pass for a settled one, and the
+        first steps would be several times too large.
+        """
+        self._late = {variable.path: steps for variable in variables}
+
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         index = self._get_variable_index(variable)
-        step = tf.cast(self.iterations.value + 1, tf.float32)
+        late = getattr(self, "_late", {}).get(variable.path, 0)
+        step = tf.cast(tf.maximum(self.iterations.value + 1 - late, 1), tf.float32)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[index].value.handle,
@@ -31,7 +42,12 @@ class AdamW(keras.optimizers.AdamW):
 
 
 def build_optimizer(
-    cfg: Config, peak_rate: float, total_steps: int, variables: list[keras.Variable]
+    cfg: Config,
+    peak_rate: float,
+    total_steps: int,
+    variables: list[keras.Variable],
+    late: Collection[keras.Variable] = (),
+    late_steps: int = 0,
 ) -> keras.Optimizer:
     """Builds the optimizer with its warm-up and cosine decay to 0.
 
@@ -40,6 +56,8 @@ def build_optimizer(
         peak_rate: highest learning rate.
         total_steps: steps until the rate is 0.
         variables: all variables to train; weight decay leaves out biases and batch normalisation.
+        late: those of them whose gradients are 0 in the first steps.
+        late_steps: how many steps that are.
     """
     warmup = round(cfg.warmup_fraction * total_steps)
     rate = keras.optimizers.schedules.CosineDecay(
@@ -57,6 +75,7 @@ def build_optimizer(
         optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **common)
     else:
         optimizer = AdamW(rate, **{**common, "weight_decay": cfg.weight_decay})
+        optimizer.begin_late(late, late_steps)
     optimizer.exclude_from_weight_decay(var_list=[v for v in variables if not v.path.endswith("kernel")])
     if cfg.mixed_precision == "mixed_float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from thumbnet_tf.config import UserError
-from thumbnet_tf.files import saving, take_lock, write_atomically
+from thumbnet_tf.files import saving, sync, take_lock, write_atomically
 
 MANIFEST = "manifest.json"
 LABELS = "labels.txt"
@@ -64,23 +64,14 @@ def staging(
             with saving(root):
                 for folder in folders.values():
                     for path in (*folder.rglob("*"), folder):
-                        _sync(path)
+                        sync(path)
                 for name, folder in folders.items():  # nothing slow between: a kill here would leave some published
                     os.rename(folder, root / name / str(number))
                 for name in names:
-                    _sync(root / name)
+                    sync(root / name)
         finally:
             for folder in folders.values():
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(path: pathlib.Path) -> None:
-    """Writes a file or a folder's names through to the disk, so that a loss of power leaves no version half written."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

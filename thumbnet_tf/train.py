@@ -40,7 +40,7 @@ from thumbnet_tf.assembly import build_trainer
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
-from thumbnet_tf.files import saving, write_atomically
+from thumbnet_tf.files import saving, sync, write_atomically
 from thumbnet_tf.optimizers import build_optimizer
 from thumbnet_tf.runs import RunDir, environment, save_keras
 from thumbnet_tf.stages import METHODS, ORIGINAL
@@ -202,7 +202,11 @@ def _train_method(
             synchronized=job.strategy.num_replicas_in_sync > 1,
         )
         peak_rate = cfg.teacher_learning_rate if is_teacher else cfg.learning_rate
-        trainer.compile(optimizer=build_optimizer(cfg, peak_rate, epochs * steps, trainer.trainable_variables))
+        late = trainer.late_variables()
+        variables = trainer.trainable_variables
+        trainer.compile(
+            optimizer=build_optimizer(cfg, peak_rate, epochs * steps, variables, late, trainer.mapping_steps)
+        )
     if METHODS[method].losses:
         caches = _caches(trainer, cfg, dataset, teacher)
         views = 0 if is_teacher else teacher_cache.number_of_views(cfg)  # T or not, all methods see the same images
@@ -277,6 +281,9 @@ def _finish(folder: pathlib.Path, models: dict[str, keras.Model]) -> None:
     for name, model in models.items():
         save_keras(model, folder / f"{name}.keras")
     write_atomically(folder / "done.json", json.dumps(environment(), indent=2) + "\n")
+    with saving(folder):  # through to the disk before the states go that they could be made from again
+        for path in (*(folder / f"{name}.keras" for name in models), folder / "done.json", folder):
+            sync(path)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 

@@ -95,6 +95,14 @@ class Trainer(keras.Model):
         """Returns copies of E (or None) and S as they are by now, of layers that can be saved."""
         return self.downscaler and plain(self.downscaler), plain(self.student)
 
+    def late_variables(self) -> list[keras.Variable]:
+        """Returns the student's weights behind the tap, whose gradients are 0 in the mapping steps; none without."""
+        if not self.mapping_steps:
+            return []
+        first = keras.Model(self.student.input, self.student.output[self.fm_tap])
+        reached = {id(variable) for variable in first.trainable_variables}
+        return [variable for variable in self.student.trainable_variables if id(variable) not in reached]
+
     def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Returns the student's outputs and the downscaler's `thumbnail`."""
         images = tf.cast(images, tf.float32)
@@ -113,7 +121,8 @@ class Trainer(keras.Model):
             total = self._weighted(terms, self._is_past_mapping())
             # sum over the replica, divided once by the number of examples on all replicas: gradients are summed
             # over replicas by the optimizer, so every replica count and every uneven batch gives the same step
-            loss = tf.reduce_sum(total * weights) / _sum_over_replicas(tf.reduce_sum(weights))
+            count = _sum_over_replicas(tf.reduce_sum(weights))
+            loss = tf.math.divide_no_nan(tf.reduce_sum(total * weights), count)
             scaled_loss = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
         gradients = tape.gradient(scaled_loss, variables)
