@@ -82,11 +82,28 @@ def served(options: demo.Options) -> Iterator[str]:
             thread.join()
 
 
+def open_page(page: browser.Browser, url: str) -> None:
+    """Opens the page and waits until it can take a photo.
+
+    Raises:
+        UserError: when it shows an error, such as for a model that it can't run.
+    """
+    page.call("Page.navigate", url=url)
+    page.wait("['ready', 'error'].includes(document.body?.dataset.state)")
+    _raise_its_error(page, "start", url)
+
+
 def show(page: browser.Browser, file: str) -> None:
     """Chooses a file in the page and waits for its result, or for an error."""
     page.evaluate("document.body.dataset.state = 'chosen'")
     page.choose("#file", file)
     page.wait("['done', 'error'].includes(document.body?.dataset.state)")
+
+
+def _raise_its_error(page: browser.Browser, expected: str, given: str) -> None:
+    if page.evaluate("document.body.dataset.state") == "error":
+        message = page.evaluate("document.getElementById('error').textContent")
+        raise UserError(f"the page is expected to {expected}. Received: {given}, and {message!r}")
 
 
 def compare(page: browser.Browser, export_dir: pathlib.Path, variant: str, files: Sequence[str]) -> list[Comparison]:
@@ -104,9 +121,7 @@ def compare(page: browser.Browser, export_dir: pathlib.Path, variant: str, files
     found = []
     for file in files:
         show(page, file)
-        if page.evaluate("document.body.dataset.state") == "error":
-            message = page.evaluate("document.getElementById('error').textContent")
-            raise UserError(f"the page is expected to answer a photograph. Received: {file}, and {message!r}")
+        _raise_its_error(page, "answer a photograph", file)
         shown = _shown(page)
         image = preprocess.eval_crop(preprocess.decode_image(tf.io.read_file(file)), size, fraction).numpy()
         found.append(_compared(file, shown, image, run, facts["labels"]))
@@ -180,8 +195,7 @@ def main(options: Options) -> int:
         export_dir=options.export_dir, variant=options.variant, port=0, litert_dir=options.litert_dir
     )
     with served(served_options) as url, browser.Browser() as page:
-        page.call("Page.navigate", url=url)
-        page.wait("['ready', 'error'].includes(document.body?.dataset.state)")
+        open_page(page, url)
         found = compare(page, pathlib.Path(options.export_dir), options.variant, files)
         if options.screenshots:
             _take_screenshots(page, pathlib.Path(options.screenshots))

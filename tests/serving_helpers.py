@@ -70,9 +70,15 @@ class ServedModel:
             raise tf.errors.FailedPreconditionError(None, None, f'Serving signature key "{signature}" not found.')
         function = functions[signature]
         specs = function.structured_input_signature[1]
+        if missing := set(specs) - set(inputs):
+            message = (
+                f"Signature input alias: {min(missing)}(feed name: {specs[min(missing)].name}) not found in request"
+            )
+            message += f" and no default value provided. Inputs expected to be in the request {{{','.join(inputs)}}}"
+            raise tf.errors.InvalidArgumentError(None, None, f"{message}, or default input alias set: ")
         if set(inputs) != set(specs):
-            message = f"input tensor alias not found in signature: {sorted(inputs)}. Expected: {sorted(specs)}"
-            raise tf.errors.InvalidArgumentError(None, None, message)
+            message = f"Inputs contains invalid name. Used request inputs: {','.join(specs)}, request input: "
+            raise tf.errors.InvalidArgumentError(None, None, message + ",".join(inputs))
         for name, spec in specs.items():
             value = inputs[name]
             if value.dtype != spec.dtype or not spec.shape.is_compatible_with(value.shape):

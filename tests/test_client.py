@@ -17,7 +17,7 @@ from absl import flags as absl_flags
 from data_helpers import by_pillow, exif
 from PIL import Image
 from run_helpers import IMAGE_SIZE, RATIO
-from serving_helpers import columns
+from serving_helpers import columns, grpc_server
 
 from thumbnet_tf import client, flags
 from thumbnet_tf.client import Options
@@ -132,6 +132,15 @@ def test_a_device_sends_thumbnails_only(
     assert [line[0].split()[1] for line in lines] == [f"{score:.4f}" for score in scores[:, 0]]
 
 
+def test_the_exported_classifier_takes_saved_thumbnails(exported, ask, disc_files, wanted, tmp_path, capsys):
+    pngs = ask("downscale", [pathlib.Path(file).read_bytes() for file in disc_files])["thumbnail_png"]
+    for i, png in enumerate(pngs):
+        (tmp_path / f"{i}.png").write_bytes(png)
+    with grpc_server({1: exported.parent.parent / "thumbnet_classifier" / "1"}, {}) as address:
+        client.main(Options(grpc=address, signature="thumbnail", files=(str(tmp_path),), timeout_seconds=60))
+    assert [line[1:] for line in columns(capsys.readouterr().out)] == wanted
+
+
 def test_large_files_of_which_thumbnails_are_sent_share_requests(grpc_address, exported, tmp_path, caplog):
     rng = np.random.default_rng(0)
     for i in range(3):
@@ -174,6 +183,7 @@ def test_unknown_models_and_versions(grpc_address, disc_files, options, text):
         ({"rest": "a:1", "grpc": "b:1"}, "Received: --grpc=b:1 --rest=a:1"),
         ({"rest": "a:1", "version": 1, "version_label": "x"}, "give one of --version and --version_label"),
         ({"rest": "a:1", "output": "x.txt"}, "--output must end with .csv or .json. Received: 'x.txt'"),
+        ({"rest": "a:1", "batch_size": 257}, "--batch_size must be 1 to 256. Received: 257"),
         ({"rest": "a:1", "signature": "pixels"}, "--signature must be one of serving_default, thumbnail"),
     ],
 )

@@ -3,7 +3,9 @@
 import json
 import threading
 import time
+import types
 
+import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -22,6 +24,15 @@ def pauses(monkeypatch) -> list[float]:
     asked, sleep = [], time.sleep
     monkeypatch.setattr(client_transport.time, "sleep", lambda seconds: (asked.append(seconds), sleep(0.01))[1])
     return asked
+
+
+# TensorFlow Serving's own words
+NO_SIGNATURE = 'Serving signature name: "serving_default" not found in signature def'
+NO_INPUT = (
+    "Failed to process element: 0 key: image_bytes of 'instances' list. Error: INVALID_ARGUMENT: JSON object: does not "
+    "have named input: image_bytes"
+)
+TOO_MANY = "Task size 64 is larger than maximum input batch size 32"
 
 
 def predictions(count: int) -> str:
@@ -64,9 +75,10 @@ def test_a_refused_request_is_not_sent_again_but_its_images_are(disc_files, caps
         (200, '{"predictions": []}', "0 rows for 4 images"),
         (200, '{"predictions": [[0.1, 0.2]]}', "TypeError"),
         (200, json.dumps({"predictions": [{"classes": ["a"], "scores": [1, 2]}] * 4}), "4 rows for 4 images"),
-        (400, '{"error": "input tensor alias not found in signature: image_bytes"}', "correct --model"),
+        (400, json.dumps({"error": NO_INPUT}), "correct --model, --version, --version_label or --signature"),
+        (400, json.dumps({"error": NO_SIGNATURE}), "'serving_default' (HTTP 400 Serving signature name"),
+        (400, json.dumps({"error": TOO_MANY}), "lower one or raise the other. Received: HTTP 400 Task size 64 is"),
         (404, '{"error": "no such model"}', "no such model"),
-        (400, '{"error": "Serving signature key \\"serving_default\\" not found."}', "signature key"),
         (500, "<html>broken</html>", "the server failed; see its log. Received: HTTP 500 (<html>broken</html>)"),
     ],
 )
@@ -75,6 +87,38 @@ def test_answers_that_end_the_command(status, body, text, disc_files):
         client.main(Options(rest=f"http://{address}/", files=tuple(disc_files)))
     assert text in str(caught.value) and "\n" not in str(caught.value)
     assert len(seen) == 1, "none of these may be tried again"
+
+
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        ("FAILED_PRECONDITION", 'Serving signature key "thumbnail" not found.'),
+        ("INVALID_ARGUMENT", "Unrecognized servable version label: old"),
+        (
+            "INVALID_ARGUMENT",
+            "Signature input alias: thumbnail_bytes(feed name: thumbnail_bytes:0) not found in request and no "
+            "default value provided. Inputs expected to be in the request {image_bytes}, or default input alias set: ",
+        ),
+        ("INVALID_ARGUMENT", "Inputs contains invalid name. Used request inputs: , request input: image_bytes"),
+        (
+            "INVALID_ARGUMENT",
+            "input size does not match signature: 1!=2 len({image_bytes}) != len({a,b}). Sent extra: ",
+        ),
+        (
+            "INVALID_ARGUMENT",
+            "output tensor alias not found in signature: classes Outputs expected to be in the set {}.",
+        ),
+        ("INVALID_ARGUMENT", TOO_MANY),
+    ],
+)
+def test_grpc_tells_a_wrong_question_from_a_wrong_image(code, details):
+    target = Target("localhost:1", "thumbnet", 0, "", "thumbnail", 1)
+    transport = GrpcTransport(target)
+    answer = types.SimpleNamespace(code=lambda: grpc.StatusCode[code], details=lambda: details)
+    found = transport._explained(answer)
+    transport.close()
+    assert isinstance(found, UserError) and details.split("{")[0].strip() in str(found)
+    assert ("--batch_size" if details == TOO_MANY else "correct --model") in str(found)
 
 
 def test_a_hanging_server_is_given_up(disc_files, pauses):

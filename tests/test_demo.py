@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -218,6 +219,17 @@ def test_the_page_crops_as_python_does(photos, height, width, size, fraction):
     np.testing.assert_array_equal(shown, preprocess.eval_crop(tf.constant(image), size, fraction))
 
 
+def test_the_page_says_that_t_is_always_float32():
+    if shutil.which("node") is None:
+        pytest.skip("Node.js isn't installed")
+    code = (
+        f"import {{networks}} from '{(demo.PAGE / 'view.js').as_uri()}';"
+        "console.log([networks('int8', true), networks('int8', false), networks('float32', true)].join(';'));"
+    )
+    done = subprocess.run(["node", "--input-type=module", "-e", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "E and S int8, T float32;int8;float32\n"
+
+
 @pytest.fixture
 def page() -> Iterator[browser.Browser]:
     if browser.find() is None:
@@ -235,8 +247,7 @@ def test_the_page_answers_as_python_does(exported, disc_files, tmp_path, page):
         Image.open(disc_files[0]).save(path, quality=95, exif=exif(6), lossless=True)
     options = demo.Options(export_dir=str(exported), port=0, litert_dir=str(LITERT))
     with demo_check.served(options) as url:
-        page.call("Page.navigate", url=url)
-        page.wait("['ready', 'error'].includes(document.body?.dataset.state)")
+        demo_check.open_page(page, url)
         found = demo_check.compare(page, exported, "float32", [*disc_files, *map(str, turned)])
         result = demo_check.summary(found)
         assert result["images"] == result["same label"] == result["same label of T"] == 7
@@ -259,6 +270,13 @@ def test_the_page_answers_as_python_does(exported, disc_files, tmp_path, page):
         assert all(address.startswith(url) for address in page.requests()) and page.complaints() == []
 
 
+def test_a_page_that_does_not_start_is_told_at_once():
+    said = {"document.body.dataset.state": "error", "document.getElementById('error').textContent": "no such operator"}
+    page = types.SimpleNamespace(call=lambda *_, **__: None, wait=lambda _: None, evaluate=said.get)
+    with pytest.raises(UserError, match=r"expected to start. Received: http://a:1, and 'no such operator'"):
+        demo_check.open_page(page, "http://a:1")
+
+
 def test_headers_allow_the_inline_script_of_the_page_only():
     page = b'<script type="importmap">{}</script>'
     policy = demo_server._headers(Resource(page, ".html"))["Content-Security-Policy"]
@@ -270,8 +288,7 @@ def test_headers_allow_the_inline_script_of_the_page_only():
 def test_the_camera_takes_photos_and_is_let_go(exported, page):
     options = demo.Options(export_dir=str(exported), port=0, litert_dir=str(LITERT))
     with demo_check.served(options) as url:
-        page.call("Page.navigate", url=url)
-        page.wait("['ready', 'error'].includes(document.body?.dataset.state)")
+        demo_check.open_page(page, url)
         page.evaluate("document.getElementById('camera').click()")
         page.wait("document.getElementById('video').videoWidth > 0 && !document.getElementById('shoot').hidden")
         page.evaluate("document.body.dataset.state = 'chosen'; document.getElementById('shoot').click()")

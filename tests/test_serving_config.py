@@ -9,6 +9,8 @@ import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
+from thumbnet_tf import intake
+
 FOLDER = pathlib.Path(__file__).parent.parent / "saved_models"
 README = (FOLDER / "README.md").read_text()
 FILES = ("models.config", "batching.config", "monitoring.config", "kserve.yaml")
@@ -57,12 +59,17 @@ def test_batching_config():
             ("thread_pool_name", 5, ".google.protobuf.StringValue", False),
             ("allowed_batch_sizes", 6, int64, True),
             ("pad_variable_length_inputs", 7, boolean, False),
+            # names and types as in TensorFlow Serving's saved_model_bundle_factory_test.cc; numbers are not in text
+            ("enable_large_batch_splitting", 8, ".google.protobuf.BoolValue", False),
+            ("max_execution_batch_size", 9, wrapped, False),
         ],
     )
     found = text_format.Parse((FOLDER / "batching.config").read_text(), parameters())
-    assert found.max_batch_size.value == 32 and found.batch_timeout_micros.value == 2000
+    assert found.max_batch_size.value == intake.MAX_IMAGES and found.batch_timeout_micros.value == 2000
+    # without splitting a request of more images than a batch holds is refused
+    assert found.enable_large_batch_splitting.value and found.max_execution_batch_size.value == 32
     assert found.num_batch_threads.value >= 1 and found.max_enqueued_batches.value >= found.num_batch_threads.value
-    assert not found.allowed_batch_sizes or found.allowed_batch_sizes[-1] == found.max_batch_size.value
+    assert not found.allowed_batch_sizes or found.allowed_batch_sizes[-1] == found.max_execution_batch_size.value
     assert not found.pad_variable_length_inputs, "padding would change the images of `pixels`"
 
 

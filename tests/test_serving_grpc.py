@@ -122,7 +122,7 @@ def test_metadata_names_every_signature(stub):
         (request("serving_default", "image_bytes", [b""]), "INVALID_ARGUMENT", "image_bytes"),
         (request("serving_default", "image_bytes", ["a", "b"]), "INVALID_ARGUMENT", "[0 1]"),
         (request("serving_default", "image_bytes", np.zeros((0,), object)), "INVALID_ARGUMENT", "at least one"),
-        (request("serving_default", "image", [b"x"]), "INVALID_ARGUMENT", "tensor alias not found"),
+        (request("serving_default", "image", [b"x"]), "INVALID_ARGUMENT", "input alias: image_bytes"),
         (request("pixels", "pixels", np.zeros((1, 0, 8, 3), np.uint8)), "INVALID_ARGUMENT", "pixels"),
         (request("pixels", "pixels", np.zeros((1, 8, 8, 4), np.uint8)), "INVALID_ARGUMENT", "pixels"),
         (request("pixels", "pixels", np.zeros((1, 8, 8, 3), np.float32)), "INVALID_ARGUMENT", "float32"),

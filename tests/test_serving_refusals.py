@@ -10,6 +10,8 @@ from data_helpers import encode
 from PIL import Image
 from run_helpers import IMAGE_SIZE, RATIO
 
+from thumbnet_tf import intake
+
 SMALL = IMAGE_SIZE // RATIO
 
 
@@ -97,10 +99,21 @@ def test_refuses_empty_requests(ask):
     assert "pixels must hold images" in error(ask, "pixels", np.zeros((2, 0, 32, 3), np.uint8))
 
 
-def gif(screen: int, frames: list[tuple[int, bytes]]) -> bytes:
-    """Returns a GIF of frames of a side and compressed data, with a palette of two colours and a comment."""
+def test_refuses_more_images_than_it_takes_at_once(photos, ask):
+    few = [encode(photos(1, 3)[0], "PNG")] * intake.MAX_IMAGES
+    assert ask("serving_default", few)["scores"].shape == (256, 3)
+    message = error(ask, "serving_default", few + few[:1])
+    assert "image_bytes must hold at least one image and at most 256. Received:] [257]" in message
+    assert "thumbnail_bytes must hold at least one image and at most 256" in error(ask, "thumbnail", few + few[:1])
+    assert ask("pixels", np.zeros((256, 2, 2, 3), np.uint8))["scores"].shape == (256, 3)
+    message = error(ask, "pixels", np.zeros((257, 2, 2, 3), np.uint8))
+    assert "pixels must hold images, at most 256. Received the shape] [257 2 2 3]" in message
+
+
+def gif(screen: int, frames: list[tuple[int, int, bytes]]) -> bytes:
+    """Returns a GIF of frames of a width, a height and compressed data, with a palette of two colours and a comment."""
     head = b"GIF89a" + struct.pack("<HHBBB", screen, screen, 0x80, 0, 0) + bytes(6) + b"\x21\xfe\x03abc\x00"
-    blocks = [b"\x2c" + struct.pack("<HHHHB", 0, 0, side, side, 0) + data for side, data in frames]
+    blocks = [b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + data for width, height, data in frames]
     return head + b"".join(blocks) + b"\x3b"
 
 
@@ -109,10 +122,45 @@ def test_a_gif_counts_all_its_frames(ask):
     Image.new("P", (50, 50)).save(out, "GIF", save_all=True, append_images=[Image.new("P", (50, 50), 3)] * 4)
     assert ask("serving_default", [out.getvalue()])["scores"].shape == (1, 3)
     data = b"\x02\x02\x4c\x01\x00"
-    for frames in ([(9000, data)], [(3000, data)] * 6, [(8, b"\x02" + b"\x01a" * 30000 + b"\x00")]):
+    for frames in (
+        [(9000, 9000, data)],
+        [(3000, 3000, data)] * 6,
+        [(60000, 1, data), (1, 1000, data)],  # decoded to 60000 x 1000 pixels
+        [(8, 8, b"\x02" + b"\x01a" * 30000 + b"\x00")],
+    ):
         message = error(ask, "serving_default", [out.getvalue(), gif(8, frames)])
         assert "at most 50 million pixels" in message
         assert "positions] [1]" in message
+
+
+def test_a_gif_has_the_size_of_its_frames(ask):
+    line = encode(Image.new("P", (SMALL, 1)), "GIF")
+    line = line[line.index(b"\x2c\0\0\0\0") + 10 : -1]  # its compressed data
+    right = gif(8, [(SMALL, 1, line), (1, SMALL, line)])
+    assert tf.io.decode_image(right, 3, expand_animations=False).shape == (SMALL, SMALL, 3)
+    assert ask("thumbnail", [right])["scores"].shape == (1, 3)
+    message = error(ask, "thumbnail", [right, gif(SMALL, [(SMALL, 1, line)])])
+    assert f"{SMALL} x {SMALL} pixels" in message and "positions] [1]" in message
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_refuses_webp_whose_data_stand_where_their_header_should(lossless, photos, ask):
+    good = encode(photos(1, 30)[0], "WEBP", lossless=lossless)
+    assert good[12:16] == (b"VP8L" if lossless else b"VP8 ")
+    bare = b"RIFF" + struct.pack("<I", len(good) - 16) + b"WEBP" + good[20:]
+    assert tf.io.decode_image(bare, 3, expand_animations=False).shape == (30, 30, 3)  # libwebp takes it
+    for file in (bare, good[:12] + b"VP8Y" + good[16:], good[:12] + b"ABCX" + good[16:]):
+        message = error(ask, "serving_default", [good, file])
+        assert "image_bytes must be whole images" in message and "positions] [1]" in message
+
+
+def test_refuses_jpegs_of_very_many_scans(photos, ask):
+    good = encode(photos(1, 30)[0], "JPEG", progressive=True)
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x3f\x3f\x10\x00"  # of one coefficient, cut short
+    many, some = (good[:-2] + scan * count + good[-2:] for count in (intake.MAX_SCANS, 50))
+    message = error(ask, "serving_default", [good, many])
+    assert "image_bytes must be JPEG files of at most 100 scans" in message and "positions] [1]" in message
+    assert ask("serving_default", [good, some])["scores"].shape == (2, 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP"])

@@ -9,7 +9,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from run_helpers import CLASSES, IMAGE_SIZE, RATIO, disc
 from tensorflow.lite.python import schema_py_generated as schema
-from tflite_helpers import infer, operators, probabilities, silent, thumbnails
+from tflite_helpers import infer, normalization, operators, probabilities, silent, thumbnails
 
 from thumbnet_tf import backbones, downscaler, preprocess, tflite, tflite_metadata, thumbnet
 from thumbnet_tf.config import Config, UserError
@@ -263,6 +263,21 @@ def test_metadata_says_what_goes_in_and_comes_out(files):
     for text in (b"small", b"Makes thumbnails", b"32 x 32 pixels", b"16 x 16 pixels", b"thumbnail", b"1.0.0"):
         assert text in metadata
     assert not zipfile.is_zipfile(io.BytesIO(content))  # a thumbnail has no classes
+    # what is stated of the output's scale would turn the bytes into other numbers: they are said to be the pixels
+    assert normalization(content, "output") is None and b"the bytes as they are" in metadata
+    plain = tflite_metadata.add(files["downscaler", "float32"], "small", "Makes thumbnails")
+    assert normalization(plain, "output") == (0, 1)
+
+
+@pytest.mark.parametrize(("name", "variant"), [("thumbnet", "int8"), ("classifier", "int8"), ("thumbnet", "dynamic")])
+def test_metadata_and_scale_together_leave_a_pixel_as_it_is(files, name, variant):
+    content = tflite_metadata.add(files[name, variant], "flowers", "Tells flowers apart", LABELS)
+    mean, std = normalization(content, "input")
+    scale, zero_point = Interpreter(model_content=content).get_input_details()[0]["quantization"]
+    for pixel in (0, 7, 255):
+        value = (pixel - mean) / std
+        # as Android Studio's code does it: uint8 is quantised only where the tensor states a scale
+        assert (value / scale + zero_point if scale else value) == pixel
 
 
 def test_weights_stay_aligned(files):

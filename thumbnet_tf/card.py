@@ -45,7 +45,7 @@ short side, resized (bilinear, antialiased).
 * What lies outside the central square is not seen. EXIF orientation is ignored: turn images upright before.
 * The scores were not calibrated: 0.9 need not mean right nine times in ten.
 * How it fares on groups of people, places or devices that the test split doesn't tell apart was not measured.
-* The SavedModel refuses files of more than {megapixels} million pixels.
+* The SavedModel refuses files of more than {megapixels} million pixels, and requests of more than {most} images.
 
 ## Origin
 
@@ -112,6 +112,7 @@ def text(
         ),
         crop=cfg.crop_fraction,
         megapixels=facts["preprocessing"]["max_megapixels"],
+        most=facts["preprocessing"]["max_images"],
         run=facts["run"],
         method=method,
         about=METHODS[method].about,

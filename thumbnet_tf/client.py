@@ -39,6 +39,7 @@ from thumbnet_tf.config import FlagError, UserError, check_options, option
 from thumbnet_tf.csv_files import write_rows
 from thumbnet_tf.data.store import is_turned, of_turned, try_decode
 from thumbnet_tf.files import saving, write_atomically
+from thumbnet_tf.intake import MAX_IMAGES
 from thumbnet_tf.predict import list_images
 from thumbnet_tf.progress import track
 
@@ -57,7 +58,7 @@ class Options:
     signature: str = option(
         "serving_default", "serving_default for images, thumbnail for saved thumbnails", choices=tuple(INPUTS)
     )
-    batch_size: int = option(16, "most images in a request", minimum=1, maximum=4096)
+    batch_size: int = option(16, "most images in a request", minimum=1, maximum=MAX_IMAGES)
     workers: int = option(2, "requests under way at a time", minimum=1, maximum=256)
     timeout_seconds: float = option(10.0, "how long a request may take, seconds", minimum=0.001, maximum=3600.0)
     retries: int = option(4, "how often a request is sent again when the server is away or busy", minimum=0, maximum=20)

@@ -32,7 +32,7 @@ class TfliteDownscaler:
         """
         manifest = pathlib.Path(path).absolute().parent.parent / "manifest.json"
         try:
-            export = json.loads(manifest.read_text())
+            export = json.loads(manifest.read_text(encoding="utf-8"))
             facts, self.version = export["preprocessing"], int(export["version"])
             self._size, small = int(facts["image_size"]), int(facts["thumbnail_size"])
             self._crop_fraction = float(facts["crop_fraction"])

@@ -31,8 +31,19 @@ MAX_REQUEST_BYTES = 3_500_000
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds before the first retry, and at most
 
 # The server answers a wrong label, signature or input's name as it answers a wrong image (INVALID_ARGUMENT or
-# FAILED_PRECONDITION; 400 in REST). Only the text tells that sending the images one by one won't help.
-_NOT_THE_IMAGES = ("version label", "signature key", "tensor alias not found")
+# FAILED_PRECONDITION; 400 in REST). Only the text tells that sending the images one by one won't help. These are its
+# own words and TensorFlow's, old and new ones.
+_NOT_THE_IMAGES = (
+    "version label",
+    "Serving signature key",
+    "Serving signature name",
+    "tensor alias not found",
+    "Signature input alias",
+    "Inputs contains invalid name",
+    "input size does not match signature",
+    "does not have named input",
+)
+_TOO_MANY = "larger than maximum input batch size"
 
 Labels = tuple[tuple[str, float], ...]
 _T = TypeVar("_T")
@@ -73,6 +84,15 @@ class Target:
             f"--version_label or --signature, or see its models.config. Received: {self.model!r}, version "
             f"{self.version_label or self.version or 'any'}, {self.signature!r} ({one_line(reason)})"
         )
+
+    def mistake(self, reason: str) -> UserError | None:
+        """Returns the error for what the server refuses whatever the images are; None if it may be one of them."""
+        if _TOO_MANY in reason:
+            return UserError(
+                "--batch_size must be at most what the server takes in a request, max_batch_size in its "
+                f"batching.config; lower one or raise the other. Received: {one_line(reason)}"
+            )
+        return self.not_found(reason) if any(text in reason for text in _NOT_THE_IMAGES) else None
 
 
 class GrpcTransport:
@@ -137,8 +157,10 @@ class GrpcTransport:
             return UnavailableError(f"nothing within --timeout_seconds={target.timeout:g}")
         if code == grpc.StatusCode.UNAVAILABLE:
             return UnavailableError(one_line(details))
-        if code == grpc.StatusCode.NOT_FOUND or any(text in details for text in _NOT_THE_IMAGES):
+        if code == grpc.StatusCode.NOT_FOUND:
             return target.not_found(details)
+        if mistake := target.mistake(details):
+            return mistake
         if code == grpc.StatusCode.INVALID_ARGUMENT:
             return RefusedError(one_line(details))
         return UserError(f"the server failed; see its log. Received: {code.name} ({one_line(details)})")
@@ -197,8 +219,10 @@ class RestTransport:
             details = answer.text
         if answer.status_code in (429, 503, 504):
             return UnavailableError(f"HTTP {answer.status_code} {one_line(details)}")
-        if answer.status_code == 404 or any(text in details for text in _NOT_THE_IMAGES):
+        if answer.status_code == 404:
             return self.target.not_found(f"HTTP {answer.status_code} {details}")
+        if mistake := self.target.mistake(f"HTTP {answer.status_code} {details}"):
+            return mistake
         if answer.status_code == 400:
             return RefusedError(one_line(details))
         return UserError(f"the server failed; see its log. Received: HTTP {answer.status_code} ({one_line(details)})")

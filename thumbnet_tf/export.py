@@ -165,6 +165,7 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
                 "ratio": cfg.ratio,
                 "thumbnail_size": cfg.thumbnail_size,
                 "max_megapixels": intake.MAX_PIXELS // 10**6,
+                "max_images": intake.MAX_IMAGES,
             },
             "packages": environment(),
         }
@@ -201,7 +202,11 @@ def _write_saved_models(
             {"serving_default": large, "pixels": large, "downscale": large, "thumbnail": small},
         ),
         f"{name}_teacher": (models.teacher, serving.teacher_endpoints, {"serving_default": large, "pixels": large}),
-        f"{name}_classifier": (models.student, serving.classifier_endpoints, {"serving_default": small}),
+        f"{name}_classifier": (
+            models.student,
+            serving.classifier_endpoints,
+            {"serving_default": small, "thumbnail": small},
+        ),
     }
     facts = {}
     for served, folder in folders.items():

@@ -15,12 +15,15 @@ import tensorflow as tf
 from thumbnet_tf import preprocess
 
 MAX_PIXELS = 50_000_000  # decoding and cropping an image of this size takes about 1 GB
+MAX_IMAGES = 256  # of a request: the networks take all of them at once
+MAX_SCANS = 100  # of a JPEG: a decoder goes through the whole image for each; encoders write 10 or so
 
 _AT_A_TIME = 2  # images of a request that are decoded side by side: their memory adds up
 _HEADER = 32  # bytes that hold the size in pixels of all kinds but JPEG
 _BMP_HEADER = 54
 _GIF_EXTENSION, _GIF_FRAME = 0x21, 0x2C  # the bytes that these blocks start with
 _GIF_RUNS = 20_000  # of at most 255 bytes, together 5 MB
+_WEBP_CHUNKS = (b"VP8 ", b"VP8L", b"VP8X")  # lossy, lossless, extended
 _JPEG, _PNG, _GIF, _BMP, _WEBP = range(1, 6)
 _MAGIC = {_JPEG: b"\xff\xd8\xff", _PNG: b"\x89PNG\r\n\x1a\n", _GIF: b"GIF8", _BMP: b"BM", _WEBP: b"RIFF"}
 
@@ -41,25 +44,39 @@ def read_images(
         uint8 (N, size, size, 3) in [0, 255].
 
     Raises:
-        tf.errors.InvalidArgumentError: when run, on no images, or on those that can't be decoded or are of a wrong
-            size; with their positions, but for files whose beginning and end are good.
+        tf.errors.InvalidArgumentError: when run, on no images, on more than MAX_IMAGES, or on those that can't be
+            decoded or are of a wrong size; with their positions, but for files whose beginning and end are good.
     """
     exact_size = size if exact else None
-    some = tf.debugging.Assert(tf.size(data) > 0, [f"{name} must hold at least one image. Received: none"])
-    with tf.control_dependencies([some]):
-        whole = tf.reduce_all(tf.map_fn(_looks_whole, data, fn_output_signature=tf.bool))
+    count = tf.size(data)
+    message = f"{name} must hold at least one image and at most {MAX_IMAGES}. Received:"
+    with tf.control_dependencies([tf.debugging.Assert((count > 0) & (count <= MAX_IMAGES), [message, count])]):
+        scans = map_images(_scans, data, tf.TensorSpec((), tf.int64))
+    few = _refuse(scans > MAX_SCANS, f"{name} must be JPEG files of at most {MAX_SCANS} scans")
+    with tf.control_dependencies([few]):
+        whole = tf.reduce_all(map_images(_looks_whole, data, tf.TensorSpec((), tf.bool)))
 
     def look() -> tf.Tensor:
         with tf.control_dependencies(_check_extents(_extents(data, _jpeg_extent), name, exact_size)):
             return tf.identity(data)
 
     checked = tf.cond(whole, look, lambda: _try_one_by_one(data, name, exact_size))
-    return tf.map_fn(
-        lambda file: prepare(preprocess.decode_image(file)),
-        checked,
-        fn_output_signature=tf.TensorSpec((size, size, 3), tf.uint8),
-        parallel_iterations=_AT_A_TIME,
-    )
+    ready = tf.TensorSpec((size, size, 3), tf.uint8)
+    return map_images(lambda file: prepare(preprocess.decode_image(file)), checked, ready)
+
+
+def map_images(function: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor, result: tf.TensorSpec) -> tf.Tensor:
+    """Returns what a function makes of each image of a request, few at a time.
+
+    Args:
+        function: of one image.
+        images: (N, ...).
+        result: what it returns.
+
+    Returns:
+        The results (N, ...).
+    """
+    return tf.map_fn(function, images, fn_output_signature=result, parallel_iterations=_AT_A_TIME)
 
 
 def _try_one_by_one(data: tf.Tensor, name: str, exact: int | None) -> tf.Tensor:
@@ -67,7 +84,7 @@ def _try_one_by_one(data: tf.Tensor, name: str, exact: int | None) -> tf.Tensor:
     jpegs = _sizes(data, tf.image.extract_jpeg_shape)
     extents = jpegs + _extents(data, lambda file: tf.zeros((2,), tf.int64))
     # TensorFlow would also decode JPEG XL, whose size in pixels isn't looked at here: unknown kinds aren't tried
-    known = tf.map_fn(_kind, data, fn_output_signature=tf.int32) > 0
+    known = map_images(_kind, data, tf.TensorSpec((), tf.int32)) > 0
     with tf.control_dependencies(_check_extents(extents, name, exact)):
         files = tf.where(known, data, "")
     # of 3 channels, or of 4: only WebP with alpha has to be decoded so
@@ -113,13 +130,21 @@ def _header(data: tf.Tensor) -> tf.Tensor:
 
 
 def _kind(data: tf.Tensor) -> tf.Tensor:
-    """Returns which of the kinds a file claims to be, int32 scalar, 0 for none."""
+    """Returns which of the kinds a file claims to be, int32 scalar, 0 for none.
+
+    A WebP file whose first chunk is no known one is none: libwebp would take what follows for bare VP8 or VP8L data,
+    whose size in pixels stands elsewhere.
+    """
     header = _header(data)
     kind = tf.constant(0)
     for number, magic in _MAGIC.items():
-        kind = tf.where(tf.reduce_all(header[: len(magic)] == list(magic)), number, kind)
-    other_riff = (kind == _WEBP) & tf.reduce_any(header[8:12] != list(b"WEBP"))
-    return tf.where(other_riff, 0, kind)
+        kind = tf.where(_is(header[: len(magic)], magic), number, kind)
+    webp = _is(header[8:12], b"WEBP") & tf.reduce_any([_is(header[12:16], chunk) for chunk in _WEBP_CHUNKS])
+    return tf.where((kind == _WEBP) & ~webp, 0, kind)
+
+
+def _is(digits: tf.Tensor, text: bytes) -> tf.Tensor:
+    return tf.reduce_all(digits == list(text))
 
 
 def _little(digits: tf.Tensor) -> tf.Tensor:
@@ -155,13 +180,23 @@ def _looks_whole(data: tf.Tensor) -> tf.Tensor:
     )
 
 
+def _scans(data: tf.Tensor) -> tf.Tensor:
+    """Returns how many scans a JPEG has at most, int64, 0 for other files."""
+
+    def jpeg() -> tf.Tensor:
+        values = tf.io.decode_raw(data, tf.uint8)  # a scan's header has 8 to 14 bytes, of which 2 tell that number
+        return tf.math.count_nonzero((values[:-2] == 0xFF) & (values[1:-1] == 0xDA) & (values[2:] == 0))
+
+    return tf.cond(_kind(data) == _JPEG, jpeg, lambda: tf.zeros((), tf.int64))
+
+
 def _jpeg_extent(file: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.image.extract_jpeg_shape(file)[:2], tf.int64)
 
 
 def _extents(data: tf.Tensor, of_jpeg: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
     """Returns heights and widths in pixels that the headers of files state, int64 (N, 2), 0 where none do."""
-    return tf.map_fn(lambda file: _extent(file, of_jpeg), data, fn_output_signature=tf.TensorSpec((2,), tf.int64))
+    return map_images(lambda file: _extent(file, of_jpeg), data, tf.TensorSpec((2,), tf.int64))
 
 
 def _extent(data: tf.Tensor, of_jpeg: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
@@ -169,12 +204,12 @@ def _extent(data: tf.Tensor, of_jpeg: Callable[[tf.Tensor], tf.Tensor]) -> tf.Te
     big = header[16:24]
 
     def webp() -> tf.Tensor:
-        kind = header[15]  # the last letter of VP8X, VP8L and "VP8 "
+        chunk = header[12:16]
         extended = tf.stack([_little(header[27:30]), _little(header[24:27])]) + 1
         packed = _little(header[21:25])
         lossless = tf.stack([packed // 2**14 % 2**14, packed % 2**14]) + 1
         lossy = tf.stack([_little(header[28:30]), _little(header[26:28])]) % 2**14
-        return tf.where(kind == ord("X"), extended, tf.where(kind == ord("L"), lossless, lossy))
+        return tf.where(_is(chunk, b"VP8X"), extended, tf.where(_is(chunk, b"VP8L"), lossless, lossy))
 
     return tf.switch_case(
         _kind(data),
@@ -190,9 +225,11 @@ def _extent(data: tf.Tensor, of_jpeg: Callable[[tf.Tensor], tf.Tensor]) -> tf.Te
 
 
 def _gif_extent(data: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
-    """Returns a GIF's height and width, or, if its frames together hold more than MAX_PIXELS, that number and 1.
+    """Returns the height and width that a GIF is decoded to, or one more than MAX_PIXELS and 1 if it is too large.
 
-    TensorFlow decodes all frames, though it returns the first one only, and a frame's size isn't bound by the header's.
+    TensorFlow reads all frames, though it returns the first one only, on an area as high as the highest and as wide
+    as the widest. So all frames together, that area and the header's own size, which binds no frame, are held to
+    MAX_PIXELS.
     """
     values = tf.concat([tf.io.decode_raw(data, tf.uint8), tf.zeros((_HEADER,), tf.uint8)], 0)
     length = tf.cast(tf.strings.length(data), tf.int64)
@@ -205,28 +242,34 @@ def _gif_extent(data: tf.Tensor, header: tf.Tensor) -> tf.Tensor:
         size = 3 * tf.bitwise.left_shift(tf.constant(2, tf.int64), flags % 8)
         return tf.where(flags >= 128, size, tf.zeros((), tf.int64))
 
-    def goes_on(position: tf.Tensor, pixels: tf.Tensor, inside: tf.Tensor) -> tf.Tensor:
-        at_block = (at(position) == _GIF_EXTENSION) | (at(position) == _GIF_FRAME)
-        return (position < length) & (inside | at_block) & (pixels <= MAX_PIXELS)
+    def fits(pixels: tf.Tensor, extent: tf.Tensor) -> tf.Tensor:
+        return (pixels <= MAX_PIXELS) & (tf.reduce_prod(extent) <= MAX_PIXELS)
 
-    def step(position: tf.Tensor, pixels: tf.Tensor, inside: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def goes_on(position: tf.Tensor, pixels: tf.Tensor, extent: tf.Tensor, inside: tf.Tensor) -> tf.Tensor:
+        at_block = (at(position) == _GIF_EXTENSION) | (at(position) == _GIF_FRAME)
+        return (position < length) & (inside | at_block) & fits(pixels, extent)
+
+    def step(position: tf.Tensor, pixels: tf.Tensor, extent: tf.Tensor, inside: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Passes a run of data, its end, or what comes before its first run."""
         byte = at(position)
         is_frame = ~inside & (byte == _GIF_FRAME)
-        frame = at(position + 5, 2) * at(position + 7, 2)
+        frame = tf.where(is_frame, tf.stack([at(position + 7, 2), at(position + 5, 2)]), 0)
         before_data = tf.where(is_frame, 11 + palette(at(position + 9)), 2)
         return (
             position + tf.where(inside, 1 + byte, before_data),
-            pixels + tf.where(is_frame, frame, 0),
+            pixels + tf.reduce_prod(frame),
+            tf.maximum(extent, frame),
             ~inside | (byte > 0),
         )
 
     start = 13 + palette(header[10])
-    state = (start, tf.zeros((), tf.int64), tf.constant(False))
+    state = (start, tf.zeros((), tf.int64), tf.zeros((2,), tf.int64), tf.constant(False))
     state = tf.while_loop(goes_on, step, state, maximum_iterations=_GIF_RUNS)
-    pixels = tf.where(goes_on(*state), tf.constant(MAX_PIXELS + 1, tf.int64), state[1])  # too many runs to go through
-    extent = tf.stack([_little(header[8:10]), _little(header[6:8])])
-    return tf.where(pixels > MAX_PIXELS, tf.stack([pixels, 1]), extent)
+    _, pixels, extent, _ = state
+    screen = tf.stack([_little(header[8:10]), _little(header[6:8])])
+    # what goes on has too many runs to go through
+    good = fits(pixels, extent) & (tf.reduce_prod(screen) <= MAX_PIXELS) & ~goes_on(*state)
+    return tf.where(good, extent, tf.constant([MAX_PIXELS + 1, 1], tf.int64))
 
 
 def _signed(number: tf.Tensor) -> tf.Tensor:

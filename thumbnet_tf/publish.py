@@ -1,7 +1,8 @@
 """Versions of exported models: `<root>/<name>/<integer>/`, the layout that TensorFlow Serving watches.
 
 A version is written in a hidden folder beside its place and renamed when it is complete, so a server never sees
-half of one, and whatever interrupts an export leaves none behind.
+half of one. An export that is interrupted publishes nothing, and the next one removes what it may have left. Only one
+that ends in the instant in which several models (`--also`) are renamed, one after the other, leaves some published.
 """
 
 import contextlib

@@ -1,7 +1,8 @@
 """The SavedModel that is served: files in, labels out, with decoding, evaluation crop, E and S in one graph.
 
 Each signature takes one input and returns a dict of named outputs, and every tensor has the batch's dimension first,
-as TensorFlow Serving's batching asks for. Bad bytes fail their request with InvalidArgument, naming the positions.
+as TensorFlow Serving's batching asks for. Bad bytes fail their request with InvalidArgument; the message names their
+positions, but for files that are damaged in their middle only (`intake.py` says why).
 """
 
 import pathlib
@@ -12,7 +13,7 @@ import tensorflow as tf
 
 from thumbnet_tf import preprocess
 from thumbnet_tf.config import Config
-from thumbnet_tf.intake import read_images
+from thumbnet_tf.intake import MAX_IMAGES, map_images, read_images
 from thumbnet_tf.thumbnet import Deployed
 
 TOP = 5  # labels an answer names, or all of them if there are fewer
@@ -35,7 +36,7 @@ def thumbnet_endpoints(cfg: Config, classes: Sequence[str], models: Deployed) ->
     def downscale(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         images = read_images(image_bytes, "image_bytes", _crop(cfg), cfg.image_size)
         thumbnails = tf.cast(tf.round(models.downscaler(tf.cast(images, tf.float32), training=False)), tf.uint8)
-        encoded = tf.map_fn(tf.io.encode_png, thumbnails, fn_output_signature=tf.TensorSpec((), tf.string))
+        encoded = map_images(tf.io.encode_png, thumbnails, tf.TensorSpec((), tf.string))
         return {"thumbnail_png": encoded, "thumbnail": thumbnails}
 
     return {
@@ -55,8 +56,9 @@ def teacher_endpoints(cfg: Config, classes: Sequence[str], models: Deployed) -> 
 
 
 def classifier_endpoints(cfg: Config, classes: Sequence[str], models: Deployed) -> dict[str, Endpoint]:
-    """Returns the signature of S alone, on saved thumbnails: `serving_default`, as E + S's `thumbnail`."""
-    return {"serving_default": (_from_thumbnails(cfg, classes, models.student), _strings("thumbnail_bytes"))}
+    """Returns the signature of S alone, on saved thumbnails, by E + S's name `thumbnail` and as `serving_default`."""
+    endpoint = (_from_thumbnails(cfg, classes, models.student), _strings("thumbnail_bytes"))
+    return {"serving_default": endpoint, "thumbnail": endpoint}
 
 
 def save(folder: pathlib.Path, model: keras.Model, endpoints: Mapping[str, Endpoint]) -> None:
@@ -97,14 +99,15 @@ def _from_images(cfg: Config, classify: Callable[[tf.Tensor], dict[str, tf.Tenso
 
     def pixels(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         shape = tf.shape(pixels)
-        full = tf.debugging.Assert(tf.reduce_all(shape > 0), ["pixels must hold images. Received the shape", shape])
+        message = f"pixels must hold images, at most {MAX_IMAGES}. Received the shape"
+        full = tf.debugging.Assert(tf.reduce_all(shape > 0) & (shape[0] <= MAX_IMAGES), [message, shape], 4)
         with tf.control_dependencies([full]):
             # an image of the network's own size was cropped by the sender, as for TFLite; any other is cropped here
             ready = tf.reduce_all(shape[1:3] == size)
         images = tf.cond(
             ready,
             lambda: tf.ensure_shape(pixels, (None, size, size, 3)),
-            lambda: tf.map_fn(_crop(cfg), pixels, fn_output_signature=tf.TensorSpec((size, size, 3), tf.uint8)),
+            lambda: map_images(_crop(cfg), pixels, tf.TensorSpec((size, size, 3), tf.uint8)),
         )
         return classify(images)
 

@@ -4,6 +4,10 @@ A buffer `TFLITE_METADATA` of the file is itself a flatbuffer; the labels are a 
 Image classifiers such as MediaPipe's read both. Source of the format:
 https://github.com/tensorflow/tflite-support/blob/master/tensorflow_lite_support/metadata/metadata_schema.fbs; its own
 Python writer doesn't work beside TensorFlow 2.21.
+
+All files take a pixel's byte p as it is. MediaPipe and the Task library feed a uint8 tensor so, whatever stands here.
+The format's own rule, which Android Studio's generated code follows, is f = (p - mean) / std, then, where the tensor is
+quantised, f / scale + zero point: so mean and std undo the tensor's scale and zero point.
 """
 
 import io
@@ -52,7 +56,7 @@ def add(content: bytes, name: str, description: str, labels: Sequence[str] = ())
     names = [signature.inputs[0].name.decode(), signature.outputs[0].name.decode()]
 
     buffer = schema.BufferT()
-    buffer.data = np.frombuffer(_metadata(name, description, names, source.shape, result.shape), np.uint8)
+    buffer.data = np.frombuffer(_metadata(name, description, names, source, result), np.uint8)
     entry = schema.MetadataT()
     entry.name, entry.buffer = _BUFFER, len(model.buffers)
     model.buffers.append(buffer)
@@ -84,17 +88,21 @@ class _Builder(flatbuffers.Builder):
 
 
 def _metadata(
-    name: str, description: str, names: Sequence[str], input_shape: Sequence[int], output_shape: Sequence[int]
+    name: str, description: str, names: Sequence[str], source: schema.TensorT, result: schema.TensorT
 ) -> bytes:
     """Returns the flatbuffer; slots and numbers are those of the schema's fields and union members."""
     builder = flatbuffers.Builder(1024)
-    source = _tensor(builder, names[0], f"RGB image of {input_shape[2]} x {input_shape[1]} pixels, 0 to 255", True)
-    if len(output_shape) == 4:
-        text = f"RGB image of {output_shape[2]} x {output_shape[1]} pixels, 0 to 255"
+    scale, zero_point = _quantization(source) or (1.0, 0)
+    taken = _tensor(builder, names[0], _pixels(source), _image(builder, (zero_point, 1 / scale)))
+    if len(result.shape) != 4:
+        text = f"probabilities of {result.shape[-1]} classes"
+        given = _tensor(builder, names[1], text, _labelled(builder))
+    elif _quantization(result):  # what turns its numbers into pixels has no words here
+        text = f"{_pixels(result)}: the bytes as they are, whatever scale the tensor states"
+        given = _tensor(builder, names[1], text, _image(builder, None))
     else:
-        text = f"probabilities of {output_shape[-1]} classes"
-    result = _tensor(builder, names[1], text, len(output_shape) == 4)
-    inputs, outputs = _offsets(builder, [source]), _offsets(builder, [result])
+        given = _tensor(builder, names[1], _pixels(result), _image(builder, (0, 1)))
+    inputs, outputs = _offsets(builder, [taken]), _offsets(builder, [given])
     graph = _table(builder, 7, {2: inputs, 3: outputs})
     fields = {0: builder.CreateString(name), 1: builder.CreateString(description), 3: _offsets(builder, [graph])}
     fields[7] = builder.CreateString(_MIN_PARSER_VERSION)
@@ -102,21 +110,40 @@ def _metadata(
     return bytes(builder.Output())
 
 
-def _tensor(builder: flatbuffers.Builder, name: str, description: str, image: bool) -> int:
-    """Writes a TensorMetadata: an image in raw pixels, or probabilities with labels."""
-    fields = {0: builder.CreateString(name), 1: builder.CreateString(description)}
-    if image:
-        properties = _table(builder, 2, {}, numbers={0: 1})  # ImageProperties, RGB
-        mean = builder.CreateNumpyVector(np.array([0.0], np.float32))
-        std = builder.CreateNumpyVector(np.array([1.0], np.float32))
+def _quantization(tensor: schema.TensorT) -> tuple[float, int] | None:
+    """Returns a tensor's scale and zero point, or None if it has none."""
+    found = tensor.quantization
+    if found is None or found.scale is None or not len(found.scale):
+        return None
+    return float(found.scale[0]), int(found.zeroPoint[0])
+
+
+def _pixels(tensor: schema.TensorT) -> str:
+    return f"RGB image of {tensor.shape[2]} x {tensor.shape[1]} pixels, 0 to 255"
+
+
+def _tensor(builder: flatbuffers.Builder, name: str, description: str, fields: dict[int, int]) -> int:
+    """Writes a TensorMetadata of a name, a description and the fields of what it holds."""
+    texts = {0: builder.CreateString(name), 1: builder.CreateString(description)}
+    return _table(builder, 7, texts | fields)
+
+
+def _image(builder: flatbuffers.Builder, normalization: tuple[float, float] | None) -> dict[int, int]:
+    """Writes what a TensorMetadata says of an image, with mean and std."""
+    properties = _table(builder, 2, {}, numbers={0: 1})  # ImageProperties, RGB
+    fields = {3: _table(builder, 3, {1: properties}, numbers={0: 2})}
+    if normalization is not None:
+        mean, std = (builder.CreateNumpyVector(np.array([value], np.float32)) for value in normalization)
         unit = _table(builder, 2, {1: _table(builder, 2, {0: mean, 1: std})}, numbers={0: 1})  # NormalizationOptions
-        fields[3] = _table(builder, 3, {1: properties}, numbers={0: 2})
         fields[4] = _offsets(builder, [unit])
-    else:
-        fields[3] = _table(builder, 3, {1: _table(builder, 0, {})}, numbers={0: 1})  # FeatureProperties
-        file = _table(builder, 4, {0: builder.CreateString(LABELS)}, numbers={2: 2})  # TENSOR_AXIS_LABELS
-        fields[6] = _offsets(builder, [file])
-    return _table(builder, 7, fields)
+    return fields
+
+
+def _labelled(builder: flatbuffers.Builder) -> dict[int, int]:
+    """Writes what a TensorMetadata says of probabilities: that their labels lie in a file."""
+    file = _table(builder, 4, {0: builder.CreateString(LABELS)}, numbers={2: 2})  # TENSOR_AXIS_LABELS
+    properties = _table(builder, 3, {1: _table(builder, 0, {})}, numbers={0: 1})  # FeatureProperties
+    return {3: properties, 6: _offsets(builder, [file])}
 
 
 def _table(builder: flatbuffers.Builder, size: int, offsets: dict[int, int], numbers: dict[int, int] | None = None):

@@ -3,7 +3,7 @@
 import {Model, startRuntime} from './models.js';
 import {withoutExif} from './orientation.js';
 import {evalCrop} from './preprocess.js';
-import {show, showError, showStatus} from './view.js';
+import {networks, show, showError, showStatus} from './view.js';
 
 const RUNS = 9; // timed runs of each network, after one that isn't
 const MAX_PIXELS = 100e6;
@@ -22,7 +22,8 @@ async function start() {
   models = {downscaler: await load('downscaler'), classifier: await load('classifier')};
   if (config.has_teacher) models.teacher = await load('teacher');
   const mode = threads > 1 ? `${threads} threads` : '1 thread';
-  $('runtime').textContent = `LiteRT.js on the CPU, ${mode}; ${config.variant}, ${config.name} version ${config.version}.`;
+  const run = networks(config.variant, config.has_teacher);
+  $('runtime').textContent = `LiteRT.js on the CPU, ${mode}; ${run}; ${config.name} version ${config.version}.`;
   for (const id of ['file', 'camera']) $(id).disabled = false;
   showStatus(`Ready. It knows ${config.labels.length} labels.`, 'ready');
 }

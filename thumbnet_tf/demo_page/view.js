@@ -22,6 +22,11 @@ export function showError(error) {
   $('result').hidden = true;
 }
 
+/** Returns which TFLite files run: T's is float32 whatever E's and S' are. */
+export function networks(variant, hasTeacher) {
+  return hasTeacher && variant !== 'float32' ? `E and S ${variant}, T float32` : variant;
+}
+
 /** Shows the result of a photo, as `app.js` makes it, and returns the label from the thumbnail. */
 export function show({labels, photo, images, student, teacher, runs, times, bytes}) {
   draw($('crop'), images.full);
@@ -47,8 +52,8 @@ export function show({labels, photo, images, student, teacher, runs, times, byte
   rows($('bytes'), [
     photo.bytes !== null && [`Photo, ${photo.width} × ${photo.height} px`, '', integer.format(photo.bytes)],
     ['Crop as JPEG 85', '', integer.format(bytes.full)],
-    ['Thumbnail as PNG', fewer(bytes.png), integer.format(bytes.png)],
-    ['Thumbnail as JPEG 85', fewer(bytes.jpeg), integer.format(bytes.jpeg), true],
+    ['Thumbnail as PNG', fewer(bytes.png), integer.format(bytes.png), true],
+    ['Thumbnail as JPEG 85, 4:2:0', fewer(bytes.jpeg), integer.format(bytes.jpeg)],
   ]);
   $('result').hidden = false;
   return label;

@@ -88,9 +88,13 @@ class MainActivity : ComponentActivity() {
 /**
  * Cuts the central square and scales it to `size`, as `preprocess.eval_crop` does in Python.
  *
- * Two differences from Python: there an antialiased filter shrinks the photo in one go, here `ImageDecoder` has read a
- * large one at a half, a quarter, ... of its size, what is left is halved (the mean of 2 x 2 pixels) while it is twice
- * too large and then scaled bilinearly; and there EXIF orientation is ignored, here the photo was turned upright.
+ * Differences from Python, of this, of `decode` and of `Bitmap.getPixels`:
+ * - there an antialiased filter shrinks the photo in one go, here `ImageDecoder` has read a large one at a half, a
+ *   quarter, ... of its size, what is left is halved (the mean of 2 x 2 pixels) while it is twice too large and then
+ *   scaled bilinearly;
+ * - there EXIF orientation is ignored, here the photo was turned upright;
+ * - there the stored values are taken, here colours of another space, such as Display P3, come out converted to sRGB;
+ * - there alpha is dropped and the colour kept, here a bitmap holds colours times alpha: what is transparent is 0.
  */
 fun centralCrop(photo: Bitmap, size: Int): Bitmap {
     val side = maxOf(1, (minOf(photo.width, photo.height) * CROP_FRACTION).roundToInt())
