@@ -66,10 +66,10 @@ class Listing:
     identity: list[str]
 
 
-def natural_key(name: str) -> list[Any]:
+def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sorts `a10` behind `a9`, and upper beside lower case."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(part) if i % 2 else part.lower()) for i, part in enumerate(parts)] + [name]
+    parts = re.split(r"(\d+)", name)  # text and numbers in turn, so that like is compared with like
+    return [(int(part) if i % 2 else part.lower()) for i, part in enumerate(parts)], name
 
 
 # --- folders
