@@ -16,14 +16,21 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def photographs(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns a class' photographs, sorted."""
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+
 
 def split(data: pathlib.Path, photos: pathlib.Path) -> None:
-    """Links `data/{train,test}/<class>/*.jpg` into `photos/{train,validation,test}/<class>`.
+    """Links the photographs in `data/{train,test}/<class>` into `photos/{train,validation,test}/<class>`.
 
     Every tenth of a class' photographs for training becomes one for validation.
 
     Raises:
-        ValueError: when `photos` holds something else, or `data` no photographs.
+        ValueError: when `photos` holds something else, or `data` too few photographs of a class.
     """
     data = data.resolve()
     for path in photos.rglob("*"):
@@ -33,23 +40,28 @@ def split(data: pathlib.Path, photos: pathlib.Path) -> None:
         elif path.is_symlink() or not path.is_dir():
             raise ValueError(f"--photos must be a new folder, or one made from the same --data. Received: {path}")
     for folder in sorted(path for part in ("train", "test") for path in (data / part).iterdir() if path.is_dir()):
-        for index, path in enumerate(sorted(folder.glob("*.jpg"))):
+        for index, path in enumerate(photographs(folder)):
             part = "validation" if folder.parent.name == "train" and index % 10 == 9 else folder.parent.name
             link = photos / part / folder.name / path.name
             link.parent.mkdir(parents=True, exist_ok=True)
             partial = link.with_name(f"{path.name}.{os.getpid()}")
             partial.symlink_to(path)
             partial.replace(link)
-    if not (photos / "train").is_dir() or not (photos / "test").is_dir():
-        raise ValueError(f"--data must hold photographs named *.jpg for training and for testing. Received: {data}")
+    for name in sorted({path.name for path in (*data.glob("t*/*"), *photos.glob("*/*")) if path.is_dir()}):
+        for part in ("train", "validation", "test"):
+            if not photographs(photos / part / name):
+                raise ValueError(
+                    "--data must hold photographs named *.jpg, *.jpeg or *.png of each class, at least 10 for training "
+                    f"(every tenth is for validation) and 1 for testing. Received: none for {part} of {name} in {data}"
+                )
 
 
 def images(folder: pathlib.Path, classes: list[str], size: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the central squares of a folder's photographs, uint8 `(n, size, size, 3)`, and their labels `(n,)`."""
     found, labels = [], []
     for label, name in enumerate(classes):
-        for path in sorted((folder / name).glob("*.jpg"))[: limit or None]:
-            image = tf.io.decode_jpeg(path.read_bytes(), channels=3)
+        for path in photographs(folder / name)[: limit or None]:
+            image = tf.io.decode_jpeg(path.read_bytes(), channels=3)  # a PNG as well
             side = min(image.shape[:2])
             image = tf.image.resize_with_crop_or_pad(image, side, side)
             image = tf.image.central_crop(image, 0.875)
@@ -82,7 +94,9 @@ def build(size: int, classes: int) -> keras.Model:
 def main() -> None:
     """Trains, says how good it is on the test photographs, and saves."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="../shared/data/tf_flowers", help="folder of {train,test}/<class>/*.jpg")
+    parser.add_argument(
+        "--data", default="../shared/data/tf_flowers", help="folder of {train,test}/<class>/*.jpg (or .png)"
+    )
     parser.add_argument("--photos", default="runs/own_photos", help="folder of the split that is made of them")
     parser.add_argument("--out", default="runs/own_teacher.keras")
     parser.add_argument("--size", type=int, default=64, help="side of the input in pixels")

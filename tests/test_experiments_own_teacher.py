@@ -4,7 +4,9 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from data_helpers import encode, picture
 
 from experiments import own_teacher
 
@@ -62,3 +64,31 @@ def test_a_folder_without_photographs_is_refused(tmp_path):
         (tmp_path / "empty" / part / "rose").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"must hold photographs named \*\.jpg"):
         own_teacher.split(tmp_path / "empty", tmp_path / "photos")
+
+
+def test_a_class_that_a_part_would_lack_is_refused_before_the_training(data, tmp_path):
+    few = tmp_path / "data" / "train" / "tulip"
+    few.mkdir()
+    for index in range(9):  # the tenth would be the first one for validation
+        (few / f"{index}.jpg").write_bytes(b"tulip")
+    with pytest.raises(ValueError, match=r"at least 10 for training .*Received: none for validation of tulip in"):
+        own_teacher.split(data, tmp_path / "photos")
+    (few / "9.jpg").write_bytes(b"tulip")
+    with pytest.raises(ValueError, match="Received: none for test of tulip in"):
+        own_teacher.split(data, tmp_path / "photos")
+
+
+def test_photographs_by_other_suffixes_count(tmp_path):
+    for part, count in (("train", 10), ("test", 1)):
+        folder = tmp_path / "data" / part / "rose"
+        folder.mkdir(parents=True)
+        for index in range(count):
+            suffix, kind = ((".JPG", "JPEG"), (".jpeg", "JPEG"), (".png", "PNG"))[index % 3]
+            (folder / f"{index:02}{suffix}").write_bytes(encode(picture(40, 40, index), kind))
+        (folder / "notes.txt").write_text("no photograph")
+    own_teacher.split(tmp_path / "data", tmp_path / "photos")
+    assert names(tmp_path / "photos", "validation") == ["09.JPG"]
+    found, labels = own_teacher.images(tmp_path / "photos" / "train", ["rose"], 36, 0)
+    assert labels.tolist() == [0] * 9
+    centre = picture(40, 40, 2).astype(int)[2:38, 2:38]  # of the PNG
+    assert np.abs(found[2] - centre).max() <= 1

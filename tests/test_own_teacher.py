@@ -16,6 +16,7 @@ from teacher_helpers import SIZE, teacher, trunk
 from train_helpers import interrupt_at
 
 from thumbnet_tf import (
+    applications,
     benchmark,
     benchmark_inference,
     benchmark_training,
@@ -274,7 +275,7 @@ def test_weights_that_can_not_be_downloaded_say_where_to_put_the_file(monkeypatc
     with pytest.raises(
         UserError, match=r"put the file vgg16_weights_notop.h5 into ~/.keras/models/, or give --teacher_w"
     ):
-        foreign.build("VGG16", 32, 3, "caffe", "imagenet", "auto")
+        applications.build("VGG16", 32, 3, "caffe", "imagenet", "auto")
 
 
 FAMILIES = {  # a small member of each, and the side of its input

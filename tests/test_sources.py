@@ -44,6 +44,17 @@ def test_folder_with_all_splits(tmp_path):
         np.testing.assert_array_equal(image, preprocess.decode_image((tmp_path / name).read_bytes()))
 
 
+def test_names_that_go_on_with_a_number_are_sorted(tmp_path):
+    names = ("cat", "cat2", "cat10", "covid", "covid19")
+    write_folder(tmp_path, {f"{split}/{name}": 2 for split in ("train", "test") for name in names})
+    (tmp_path / "train/cat/0.png").rename(tmp_path / "train/cat/1 (2).png")
+    assert sorted([*names[::-1], "Cat"], key=listing.natural_key) == ["Cat", *names]
+    data = load(f"folder:{tmp_path}", splits=("train",))
+    assert data.class_names == ("cat", "cat10", "cat2", "covid", "covid19")
+    found = listing.list_folder(tmp_path, lambda line: None).splits["train"]().names
+    assert found[:2] == ("train/cat/1 (2).png", "train/cat/1.png")
+
+
 def test_cut_is_fixed():
     names = [f"cat/{i}.png" for i in range(10)] + [f"dog/{i}.png" for i in range(7)]
     labels = np.array([0] * 10 + [1] * 7)

@@ -30,7 +30,7 @@ LAYERS = (
     },
     {"graph", "jpeg"},
     {"folding", "training_layers", "foreign"},
-    {"backbones", "intake", "client_thumbnails", "frozen", "timing"},
+    {"applications", "backbones", "intake", "client_thumbnails", "frozen", "timing"},
     {"downscaler"},
     {"data.fine_detail", "data.store", "thumbnet", "tflite", "tflite_metadata", "twin"},
     {"benchmark_rivals", "fake_quant"},

@@ -15,6 +15,10 @@ from thumbnet_tf.training_layers import for_training
 _log = logging.getLogger(__name__)
 
 
+class StartsAnewError(UserError):
+    """A method that doesn't train can't be had: layers of S would keep their first, random weights."""
+
+
 def build_trainer(
     method: str,
     cfg: Config,
@@ -36,6 +40,7 @@ def build_trainer(
 
     Raises:
         UserError: when there is no such method, or T isn't there, can't be used or has other classes.
+        StartsAnewError: when the method doesn't train, and S can't be T's weights alone.
     """
     with graph.precision(cfg.mixed_precision):
         return _built(method, cfg, num_classes, teachers.taken(teacher, cfg, method), mapping_steps, synchronized)
@@ -61,6 +66,11 @@ def _built(
         student, anew = thumbnet.build_student(varied, teacher, synchronized=synchronized)
         if anew:
             some = ", ".join(anew[:3]) + (", ..." if len(anew) > 3 else "")
+            if not row.losses:
+                raise StartsAnewError(
+                    f"{method} can't be had of this T; leave it out of --methods. Received: a T of {len(anew)} layers "
+                    f"whose shapes hang on the image's size: {some}"
+                )
             _log.info("%s: %d layers of S start anew, for their shapes aren't T's: %s", method, len(anew), some)
     elif teacher is None:
         student = thumbnet.build_teacher(cfg, num_classes, synchronized=synchronized, initial=True)

@@ -88,10 +88,10 @@ class Config:
     )
     teacher_input: str = option(
         AUTO,
-        "what a FILE.keras or keras.applications T expects of its RGB input: values of 0..255 (T scales them itself), "
-        "0..1, -1..1, or the modes caffe and torch of keras.applications; auto = 0..255 for a file, what the network's "
-        "preprocess_input gives for keras.applications",
-        choices=(AUTO, "0..255", "0..1", "-1..1", "caffe", "torch"),
+        "what a FILE.keras or keras.applications T expects of its input: RGB in 0..255 (T scales it), 0..1 or -1..1, "
+        "these behind bgr_ for colours in OpenCV's order, or the modes caffe and torch of keras.applications; auto = "
+        "0..255 for a file, what the network's preprocess_input gives for keras.applications",
+        choices=(AUTO, "0..255", "0..1", "-1..1", "bgr_0..255", "bgr_0..1", "bgr_-1..1", "caffe", "torch"),
     )
     teacher_weights: str = option(
         "none",
@@ -152,9 +152,7 @@ class Config:
         "layer of your own T; auto = stage2, of your own T the deepest layer at an eighth of the input's side",
     )
     mapping_epochs: int = option(
-        0,
-        "epochs at the start in which methods with FM learn from FM and MM alone: E, and S as far as the tap",
-        minimum=0,
+        0, "epochs at the start in which methods with FM learn by FM and MM alone: E, and S up to the tap", minimum=0
     )
     mm_std_weight: float = option(1.0, "lambda, the weight of the standard deviations in MM", minimum=0.0)
     label_smoothing: float = option(0.0, "label smoothing in CL", minimum=0.0, maximum=0.9)

@@ -1,12 +1,11 @@
 """A teacher T of somebody else's making as one of ours: flat, on RGB images in [0, 255], with logits and one map.
 
-`standardise` takes any functional or sequential Keras classifier, `build` makes one of `keras.applications`.
+`standardise` takes any functional or sequential Keras classifier.
 """
 
+import inspect
 import logging
 import math
-import re
-import sys
 
 import keras
 import numpy as np
@@ -14,18 +13,22 @@ import tensorflow as tf
 from keras import layers, ops
 
 from thumbnet_tf import graph
-from thumbnet_tf.config import APPLICATIONS, AUTO, FlagError, UserError
+from thumbnet_tf.config import AUTO, Config, FlagError, UserError
 
 NAME = "own_teacher"
-INPUTS = ("0..255", "0..1", "-1..1", "caffe", "torch")
+INPUTS = ("0..255", "0..1", "-1..1", "bgr_0..255", "bgr_0..1", "bgr_-1..1", "caffe", "torch")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, RGB in [0, 1]
-_CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR in [0, 255]
-_RESERVED = ("image", "thumbnail", "logits", "label", "other_label", "share", "id", "view", "mask")
-_INPUT_LAYERS = ("input_rescaling", "input_bgr")
-_KEPT_AS = {  # where Keras looks for another name than that of what it fetches
-    "NASNet-mobile-no-top.h5": "nasnet_mobile_no_top.h5",
-    "NASNet-large-no-top.h5": "nasnet_large_no_top.h5",
+_BGR = {  # scale and offsets of BGR in [0, 255], as OpenCV reads images
+    "bgr_0..255": (1, (0, 0, 0)),
+    "bgr_0..1": (1 / 255, (0, 0, 0)),
+    "bgr_-1..1": (1 / 127.5, (-1, -1, -1)),
+    "caffe": (1, (-103.939, -116.779, -123.68)),
 }
+_TWO_CLASSES = "two_classes"
+_RESERVED = ("image", "thumbnail", "logits", "label", "other_label", "share", "id", "view", "mask", _TWO_CLASSES)
+_AUGMENTATION = ("RandAugment", "AugMix", "Solarization", "Equalization")  # beside Random...
+_INPUT_LAYERS = ("input_rescaling", "input_bgr")
+_MOMENTUM = 0.9  # of batch statistics at most, as in `backbones`; what Keras' networks have is for a million steps
 _HINT = "T must be a functional or sequential image classifier of Keras' own layers"
 
 _log = logging.getLogger(__name__)
@@ -37,7 +40,8 @@ def standardise(
     """Copies a classifier into the form that T has here.
 
     Nested models are laid out flat, augmentation is left out, a softmax at the end is taken off (or turned into its
-    logarithm), and what the classifier demands of its input is a layer in front. All computes in float32.
+    logarithm), and what the classifier demands of its input is a layer in front. The one score of two classes, from
+    which a sigmoid is taken off, becomes the second logit beside 0. All computes in float32.
 
     Args:
         model: functional or sequential classifier of one image.
@@ -61,7 +65,10 @@ def standardise(
         try:
             output = copy.lay(model, preprocess(image, mode))
             copy.set_weights()
-            flat = keras.Model(image, _logits(keras.Model(image, output)), name=NAME)
+            logits = _logits(keras.Model(image, output))
+            if tuple(logits.shape[1:]) == (1,):
+                logits = _two_logits(logits)
+            flat = keras.Model(image, logits, name=NAME)
         except UserError:
             raise
         except (ValueError, TypeError, NotImplementedError, tf.errors.OpError) as error:
@@ -114,73 +121,13 @@ def preprocess(image: keras.KerasTensor, mode: str) -> keras.KerasTensor:
     if mode == "torch":
         scale, offset = [1 / (255 * s) for s in _STD], [-m / s for m, s in zip(_MEAN, _STD, strict=True)]
         return layers.Rescaling(scale, offset=offset, name="input_rescaling")(image)
-    if mode == "caffe":  # a frozen 1 x 1 convolution that turns the colours round: every exporter knows it
+    if mode in _BGR:  # a frozen 1 x 1 convolution that turns the colours round: every exporter knows it
+        scale, offset = _BGR[mode]
         turn = layers.Conv2D(3, 1, trainable=False, name="input_bgr")
         x = turn(image)
-        turn.set_weights([np.eye(3, dtype=np.float32)[None, None, ::-1], -np.float32(_CAFFE_MEAN)])
+        turn.set_weights([np.float32(scale * np.eye(3)[None, None, ::-1]), np.float32(offset)])
         return x
     return image
-
-
-def build(
-    name: str, size: int, num_classes: int, mode: str, weights: str, tap: str, *, synchronized: bool = False
-) -> keras.Model:
-    """Builds a network of `keras.applications`, with pooling and a new classifier of its own, as T.
-
-    Args:
-        name: of the constructor, such as MobileNetV2.
-        size: side of the square input in pixels.
-        num_classes: C.
-        mode: one of `INPUTS`, or `auto` for what the network's own `preprocess_input` gives.
-        weights: none, imagenet, or the path of a file for the trunk.
-        tap, synchronized: as in `standardise`.
-
-    Raises:
-        FlagError: on an unknown name.
-        UserError: when the weights can't be had, or the input is too small.
-    """
-    constructor = getattr(keras.applications, name, None)
-    if not name[:1].isupper() or not callable(constructor):
-        known = [key for key in dir(keras.applications) if key[0].isupper()]
-        raise FlagError(f"--teacher={APPLICATIONS}NAME takes one of {', '.join(known)}. Received: {name!r}")
-    settings = {"include_top": False, "input_shape": (size, size, 3)}
-    with graph.precision("float32"):
-        try:
-            trunk = constructor(weights="imagenet" if weights == "imagenet" else None, **settings)
-        except Exception as error:  # Keras raises many kinds; the address of what it fetches is in the message
-            text = " ".join(str(error).split())
-            address = re.search(r"https?://\S*/([\w.\-]+)", text)
-            if address:
-                file = _KEPT_AS.get(address[1], address[1])
-                raise UserError(
-                    f"the weights of {name} can't be downloaded; put the file {file} into ~/.keras/models/, or "
-                    f"give --teacher_weights=FILE. Received: {text[:160]}"
-                ) from None
-            raise UserError(f"{name} can't be built for --image_size={size}. Received: {text[:200]}") from None
-        if weights not in ("none", "imagenet"):
-            try:
-                trunk.load_weights(weights)
-            except Exception as error:
-                reason = " ".join(str(error).split())[:160]
-                raise UserError(
-                    f"--teacher_weights must be none, imagenet, or a weights file (.weights.h5, .h5) of {name} without "
-                    f"its top. Received: {weights} ({reason})"
-                ) from None
-        x = layers.GlobalAveragePooling2D(name="pool")(trunk.output)
-        whole = keras.Model(trunk.input, layers.Dense(num_classes, name="classifier")(x))
-    mode = _own_input(constructor) if mode == AUTO else mode
-    return standardise(whole, size, mode, tap, synchronized=synchronized)
-
-
-def _own_input(constructor: object) -> str:
-    """Returns which of `INPUTS` a network's own `preprocess_input` makes, found out on a few colours."""
-    colours = np.float32([[[[0, 128, 255], [255, 0, 60], [10, 200, 90]]]])
-    wanted = sys.modules[constructor.__module__].preprocess_input(colours.copy())
-    image = keras.Input((1, 3, 3))
-    for mode in INPUTS:
-        if np.allclose(keras.Model(image, preprocess(image, mode))(colours), wanted, atol=0.05):
-            return mode
-    raise UserError(f"--teacher_input must be given for this network, one of {', '.join(INPUTS)}. Received: auto")
 
 
 class _Copy:
@@ -207,6 +154,8 @@ class _Copy:
 
     def _call(self, operation: keras.Operation, *args, **kwargs) -> keras.KerasTensor:
         kind = type(operation).__name__
+        if not args:  # called by keyword, as in trunk(inputs=x)
+            args = (kwargs.pop(next(iter(inspect.signature(operation.call).parameters))),)
         if isinstance(operation, keras.Model):
             return self.lay(operation, args[0])
         if isinstance(operation, layers.Pipeline):
@@ -216,7 +165,7 @@ class _Copy:
             return x
         if kind == "RandomCrop":
             raise UserError(f"{_HINT}; cut images before T. Received: the layer {operation.name} of RandomCrop")
-        if kind in ("RandAugment", "AugMix") or (kind.startswith("Random") and isinstance(operation, layers.Layer)):
+        if kind in _AUGMENTATION or (kind.startswith("Random") and isinstance(operation, layers.Layer)):
             return args[0]  # augmentation: nothing at inference, and the student's images are augmented already
         if isinstance(operation, layers.Lambda):
             raise UserError(f"{_HINT}; replace the Lambda by such a layer. Received: the Lambda layer {operation.name}")
@@ -234,7 +183,8 @@ class _Copy:
         kwargs.pop("training", None)  # a trunk that was called with training=False shall learn in S
         settings = {"dtype": "float32", "name": self._name(operation.name), "trainable": True}
         if isinstance(operation, layers.BatchNormalization):
-            settings["synchronized"] = self.synchronized
+            # else a short training ends with statistics that are mostly T's: 0.999^930 is 39 %
+            settings |= {"synchronized": self.synchronized, "momentum": min(operation.momentum, _MOMENTUM)}
         if isinstance(operation, layers.Normalization) and operation.input_mean is None:  # adapted: as constants
             mean, variance = (np.squeeze(np.asarray(v)).tolist() for v in (operation.mean, operation.variance))
             settings |= {"mean": mean, "variance": variance}
@@ -269,6 +219,12 @@ def _check_kind(model: object, size: int) -> None:
         raise FlagError(
             f"--image_size must be the size of T's input, {shape[1]} x {shape[2]} (square ones only). Received: {size}"
         )
+    if None in shape[1:3] and size == Config.image_size:
+        _log.warning(
+            "T takes images of any size, and gets %d x %d pixels, the default; --image_size should be the size that "
+            "it was trained on",
+            *(size, size),
+        )
 
 
 def _check_graph(model: keras.Model) -> None:
@@ -299,13 +255,28 @@ def _logits(flat: keras.Model) -> keras.KerasTensor:
         last = graph.producer(flat, last.input)
         activation = getattr(last, "activation", None)
     if type(last).__name__ == "Sigmoid" or activation is keras.activations.sigmoid:
-        raise UserError(f"{_HINT} of classes that exclude each other. Received: an output behind a sigmoid")
+        if output.shape[-1] != 1:
+            raise UserError(f"{_HINT} of classes that exclude each other. Received: an output behind a sigmoid")
+        _log.info("T: the sigmoid at its end is taken off")
+        if isinstance(last, layers.Activation) or not isinstance(last, layers.Layer):
+            return last.input if isinstance(last.input, keras.KerasTensor) else last.input[0]
+        last.activation = keras.activations.linear  # of our copy
+        return output
     noise = np.random.default_rng(0).uniform(0, 255, (4, *flat.input.shape[1:])).astype(np.float32)
     scores = np.asarray(flat(noise, training=False))
     if scores.ndim == 2 and scores.min() >= 0 and np.allclose(scores.sum(-1), 1, atol=1e-3) and scores.shape[-1] > 1:
         _log.info("T: its output is probabilities; their logarithm takes the place of logits")
         return ops.log(ops.maximum(output, 1e-7))
     return output
+
+
+def _two_logits(score: keras.KerasTensor) -> keras.KerasTensor:
+    """Returns the logits (0, z) of a score z `(B, 1)`: their softmax is the sigmoid of z for the second class."""
+    beside = layers.Dense(2, use_bias=False, trainable=False, name=_TWO_CLASSES)
+    logits = beside(score)
+    beside.set_weights([np.float32([[0, 1]])])
+    _log.info("T: its one score is that of the second class, and 0 that of the first")
+    return logits
 
 
 def _is_softmax(activation: object) -> bool:

@@ -12,7 +12,7 @@ from keras import layers
 
 from thumbnet_tf.config import UserError
 
-FROZEN = ("input_bgr",)  # layers of T that S doesn't train either: the constants in front of it
+FROZEN = ("input_bgr", "two_classes")  # layers of T that S doesn't train either: constants around it
 
 
 @contextlib.contextmanager
@@ -27,10 +27,10 @@ def precision(policy: str) -> Iterator[None]:
 
 
 def copied(operation: keras.Operation, **settings) -> keras.Operation:
-    """Returns a new layer of the same settings but those given; an operation that is no layer takes a name alone."""
+    """Returns a new layer of the same settings but those given; what is no layer takes name and size alone."""
     config = operation.get_config()
     if not isinstance(operation, layers.Layer):
-        settings = {key: value for key, value in settings.items() if key == "name" and key in config}
+        settings = {key: value for key, value in settings.items() if key in ("name", "size") and key in config}
     return type(operation).from_config({**config, **settings})
 
 
@@ -51,9 +51,9 @@ def lay(
 ) -> dict[str, keras.KerasTensor]:
     """Lays copies of a flat model's layers, with new weights, on an image that may be smaller than the model's own.
 
-    What states a size in pixels is adapted: `Resizing` and `CenterCrop` keep their share of the input's side, padding
-    that was computed from the size of a map (as `keras.applications` do) is computed anew, pooling and convolutions
-    over a whole map stay so, and what reshapes a map to a vector flattens it.
+    What states a size in pixels is adapted: `Resizing`, `CenterCrop` and `ops.image.resize` keep their share of the
+    input's side, padding that was computed from the size of a map (as `keras.applications` do) is computed anew,
+    pooling and convolutions over a whole map stay so, and what reshapes a map to a vector flattens it.
 
     Args:
         model: flat functional model, each layer called once, from an image to a dict.
@@ -78,6 +78,8 @@ def lay(
             settings["synchronized"] = synchronized
         if isinstance(operation, (layers.Resizing, layers.CenterCrop)):
             settings |= {"height": round(operation.height / shrink), "width": round(operation.width / shrink)}
+        if type(operation).__name__ == "Resize":  # of keras.ops.image
+            settings["size"] = [round(side / shrink) for side in operation.size]
         if operation.name in paddings:
             settings["padding"] = _computed_padding(args[0].shape[1:3], paddings[operation.name])
         kernel = _whole_map(operation)

@@ -1,5 +1,6 @@
 """Whether a teacher T that a run is given knows the data: its classes, their order, and the values of its input."""
 
+import dataclasses
 import logging
 import math
 import pathlib
@@ -17,7 +18,8 @@ from thumbnet_tf.stages import ORIGINAL
 from thumbnet_tf.stats import Paired, logsumexp
 from thumbnet_tf.teachers import file_of, input_of
 
-_IMAGES = 512  # of validation that a T of the user's own is tried on
+_IMAGES, _MOST = 512, 2048  # of validation that a T of the user's own is tried on: few classes, and many
+_OF_A_CLASS = 5  # as many images are wanted; of fewer on average, no other order of the classes is looked for
 _LEVEL = 1e-4  # of a paired test; several inputs and orders are tried
 _ENOUGH = 30  # validation images; fewer don't refuse a T by how it answers them, where a good one might by chance
 
@@ -37,11 +39,18 @@ def check_classes(teacher: keras.Model, cfg: Config, dataset: sources.Dataset) -
     home = path.parent.parent
     is_of_run = path == home / ORIGINAL / "teacher.keras" and (home / "config.json").is_file()
     if is_of_run:
-        classes = RunDir.existing(str(home)).data_facts()["classes"]
+        facts = RunDir.existing(str(home)).data_facts()
+        classes = facts["classes"]
         if classes != list(names):
             raise UserError(
                 f"--teacher must know this dataset's classes in this order: {', '.join(names[:5])}, ... "
                 f"Received: {cfg.teacher}, which knows {', '.join(classes[:5])}, ..."
+            )
+        if facts.get("fingerprint") != dataset.fingerprint:
+            _log.warning(
+                "T's run %s had other data than this one: images that T was trained on may be among those to validate "
+                "or test on here, and then its accuracies flatter",
+                home,
             )
     count = teacher.output["logits"].shape[-1]
     if count != len(names):
@@ -50,17 +59,41 @@ def check_classes(teacher: keras.Model, cfg: Config, dataset: sources.Dataset) -
             f"{cfg.teacher}, which gives {count}"
         )
     if not is_of_run:
-        split = dataset.splits["validation"]
-        ids = np.unique(np.linspace(0, split.num_examples - 1, min(_IMAGES, split.num_examples)).astype(np.int64))
-        images = pipeline.eval_images(split, cfg, ids.tolist())
-        used = input_of(cfg)
-        asked = cfg.teacher_input != AUTO
-        judge(_answers(teacher, images, used), np.asarray(split.labels)[ids], names, used, asked=asked)
+        _try(teacher, cfg, dataset)
+        if dataset.cut:
+            _log.warning(
+                "T must not have been trained on the %s images, which this run itself has cut from the training "
+                "images: else accuracies on them flatter; --dataset=folder:PATH with PATH/{train,validation,test} says "
+                "which images T hasn't seen",
+                " and ".join(dataset.cut),
+            )
     left_out = costs.uncounted(teacher)
     if left_out:
         _log.warning("multiply-adds, here and in all tables, leave out T's layers %s", ", ".join(left_out))
     if teacher.name == foreign.NAME:  # said when it was loaded too, before the run had a log
         _log.info("FM's map is that of T's layer %s", thumbnet.fm_tap(cfg, teacher))
+
+
+def _try(teacher: keras.Model, cfg: Config, dataset: sources.Dataset) -> None:
+    """Lets T answer some validation images, in each input that it might expect, and judges that."""
+    split, names, used = dataset.splits["validation"], dataset.class_names, input_of(cfg)
+    wanted = min(split.num_examples, max(_IMAGES, min(_MOST, _OF_A_CLASS * len(names))))
+    ids = np.unique(np.linspace(0, split.num_examples - 1, wanted).astype(np.int64))
+    labels = np.asarray(split.labels)[ids]
+    answers = _answers(teacher, pipeline.eval_images(split, cfg, ids.tolist()), used)
+    judge(answers, labels, names, used, asked=cfg.teacher_input != AUTO)
+    if cfg.crop_fraction < 1:  # T may have been trained on whole images
+        wider = pipeline.eval_images(split, dataclasses.replace(cfg, crop_fraction=1.0), ids.tolist())
+        right, now = (
+            logits.argmax(-1) == labels
+            for logits in (_ask(keras.Model(teacher.input, teacher.output["logits"]), wider), answers[used])
+        )
+        if _clearly_better(right, now):
+            _log.warning(
+                "--crop_fraction=1 does better: T answers %.1f %% of the images right by the largest central square, "
+                "and %.1f %% by the %g of it that this run takes",
+                *(100 * right.mean(), 100 * now.mean(), cfg.crop_fraction),
+            )
 
 
 def judge(
@@ -82,20 +115,22 @@ def judge(
     count = len(labels)
     found = {mode: logits.argmax(-1) for mode, logits in answers.items()}
     right = {mode: found[mode] == labels for mode in answers}
-    orders = {mode: _order(found[mode], labels, len(names)) for mode in answers}
-    reordered = {mode: orders[mode][found[mode]] == labels for mode in answers}
+    tried = count >= _OF_A_CLASS * len(names)  # else almost any answers are right in some order
+    reordered = {mode: _right_reordered(found[mode], labels, len(names)) if tried else right[mode] for mode in answers}
     best = max(answers, key=lambda mode: (right[mode].sum(), mode == used))
     likeliest = max(answers, key=lambda mode: (reordered[mode].sum(), mode == used))
     percent = {mode: f"{100 * right[mode].mean():.1f} %" for mode in answers}
     said = f"{percent[used]} of {count} validation images right with --teacher_input={used}"
-    if _clearly_better(right[best], right[used]) and not _clearly_better(reordered[likeliest], right[best]):
+    enough = tried and reordered[likeliest].mean() > 0.5
+    in_order = not enough or not _clearly_better(reordered[likeliest], right[best])
+    if _clearly_better(right[best], right[used]) and in_order:
         raise UserError(
             f"--teacher_input={best} seems to be what T expects: with it T answers {percent[best]} right. "
             f"Received: a T that answers {said}"
         )
-    enough = reordered[likeliest].mean() > 0.5 and count >= 3 * len(names)
     if enough and _clearly_better(reordered[likeliest], right[used]):
-        order = ", ".join(names[index] for index in orders[likeliest][:8]) + (", ..." if len(names) > 8 else "")
+        indices = _order(found[likeliest], labels, len(names))[:8]
+        order = ", ".join(names[index] for index in indices) + (", ..." if len(names) > 8 else "")
         besides = "" if likeliest == used else f" and --teacher_input={likeliest}"
         raise UserError(
             f"T's classes seem to be in another order than the dataset's: as {order}{besides} it answers "
@@ -105,7 +140,9 @@ def judge(
     if _is_blind(found[used], labels):
         message = (
             "T must know the dataset's classes; its answers don't depend on the images' classes, and no other "
-            f"--teacher_input or order of the classes does clearly better. Received: a T that answers {said}"
+            f"--teacher_input {'or order of the classes ' if tried else ''}does clearly better"
+            f"{'' if tried else ' (for other orders of the classes there are too few images)'}. "
+            f"Received: a T that answers {said}"
         )
         if count >= _ENOUGH:
             raise UserError(message)
@@ -179,6 +216,19 @@ def _is_blind(found: np.ndarray, labels: np.ndarray) -> bool:
     return len(classes) > 1 and np.sum(recall - answered) <= 2 * error
 
 
+def _right_reordered(found: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Returns which answers are right, `(n,)`, in the order of the classes that the other half of the images suggests.
+
+    In the order that they suggest themselves, many would be right by chance where there are few images of a class.
+    """
+    half = np.empty(len(labels), int)
+    half[np.argsort(labels, kind="stable")] = np.arange(len(labels)) % 2  # of each class
+    right = np.empty(len(labels), bool)
+    for part in (half == 0, half == 1):
+        right[part] = _order(found[~part], labels[~part], count)[found[part]] == labels[part]
+    return right
+
+
 def _order(found: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     """Returns the class that each of T's outputs seems to stand for, `(count,)`: largest overlap first."""
     overlap = np.zeros((count, count))
@@ -186,8 +236,11 @@ def _order(found: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     order = np.full(count, -1)
     for _ in range(count):
         output, label = np.unravel_index(overlap.argmax(), overlap.shape)
+        if overlap[output, label] <= 0:  # nothing speaks for what is left
+            break
         order[output] = label
         overlap[output], overlap[:, label] = -1, -1
+    order[order < 0] = np.setdiff1d(np.arange(count), order)
     return order
 
 
@@ -198,8 +251,10 @@ def _answers(teacher: keras.Model, images: np.ndarray, used: str) -> dict[str, n
     for mode in foreign.INPUTS:
         image = keras.Input(teacher.input.shape[1:])
         models.setdefault(mode, keras.Model(image, bare(foreign.preprocess(image, mode))))
-    batches = [images[i : i + 64].astype(np.float32) for i in range(0, len(images), 64)]
-    return {
-        mode: np.concatenate([np.asarray(model(batch, training=False)) for batch in batches])
-        for mode, model in models.items()
-    }
+    return {mode: _ask(model, images) for mode, model in models.items()}
+
+
+def _ask(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Returns a model's answers to images `(n, size, size, 3)` uint8, a few at a time."""
+    batches = (images[i : i + 64].astype(np.float32) for i in range(0, len(images), 64))
+    return np.concatenate([np.asarray(model(batch, training=False)) for batch in batches])

@@ -79,7 +79,10 @@ def taken(teacher: keras.Model | None, cfg: Config, method: str) -> keras.Model 
     outputs = teacher.output if isinstance(teacher, keras.Function) else None
     if isinstance(outputs, dict) and "logits" in outputs and len(outputs) > 1:  # maps beside it, as T has here
         return teacher
-    return foreign.standardise(teacher, cfg.image_size, input_of(cfg), cfg.fm_tap)
+    found = foreign.standardise(teacher, cfg.image_size, input_of(cfg))
+    # of a run that trained its T, the tap is a stage of --backbone
+    is_of_backbone = cfg.teacher == "train" and all(layer.name != cfg.fm_tap for layer in found.layers)
+    return found if cfg.fm_tap == AUTO or is_of_backbone else foreign.with_tap(found, cfg.fm_tap)
 
 
 def file_of(cfg: Config) -> pathlib.Path:

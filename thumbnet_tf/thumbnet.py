@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from thumbnet_tf import backbones, downscaler, foreign, graph, stages
+from thumbnet_tf import applications, backbones, downscaler, foreign, graph, stages
 from thumbnet_tf.config import APPLICATIONS, AUTO, Config, FlagError, UserError
 from thumbnet_tf.graph import precision
 
@@ -25,7 +25,7 @@ def build_teacher(cfg: Config, num_classes: int, *, synchronized: bool = False, 
         UserError: when the network can't be built, or its weights can't be had.
     """
     if cfg.teacher.startswith(APPLICATIONS):
-        return foreign.build(
+        return applications.build(
             cfg.teacher.removeprefix(APPLICATIONS),
             cfg.image_size,
             num_classes,

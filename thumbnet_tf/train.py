@@ -36,7 +36,7 @@ from thumbnet_tf import (
     thumbnet,
     timing,
 )
-from thumbnet_tf.assembly import build_trainer
+from thumbnet_tf.assembly import StartsAnewError, build_trainer
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
@@ -124,7 +124,16 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
                         shutil.rmtree(run.method(method) / "checkpoints", ignore_errors=True)
                     continue
                 if method != ORIGINAL or cfg.trains_teacher:
-                    models = _train_method(method, cfg, run, dataset, job)
+                    try:
+                        models = _train_method(method, cfg, run, dataset, job)
+                    except StartsAnewError as reason:
+                        if students == (method,):
+                            raise
+                        _log.warning("left out: %s", reason)
+                        students = tuple(name for name in students if name != method)
+                        if job.is_chief:
+                            run.record(dataclasses.replace(cfg, methods=students))
+                        continue
                 elif job.is_chief:
                     models = {"teacher": given}
                 if job.is_chief:
@@ -174,8 +183,7 @@ def _warn_of_slow_precision(cfg: Config) -> None:
         _log.warning(
             "--mixed_precision=%s: a convolution and its gradients take %.0f times as long as in float32 on this "
             "machine; --mixed_precision=float32, in a new --run_dir, trains faster",
-            cfg.mixed_precision,
-            slowdown,
+            *(cfg.mixed_precision, slowdown),
         )
 
 

@@ -6,6 +6,7 @@ Two kinds of sources: folders of image files, and TFDS datasets (the embedded `f
 import dataclasses
 import difflib
 import functools
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -22,14 +23,14 @@ from thumbnet_tf.progress import track
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 SPLIT_FOLDERS = {
-    "train": "train",
-    "test": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("validation", "valid", "val"), "validation"),
 }
 
 LONGEST_CAUSE = 300  # characters of a TFDS error that are shown
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,10 +67,10 @@ class Listing:
     identity: list[str]
 
 
-def natural_key(name: str) -> list[Any]:
+def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sorts `a10` behind `a9`, and upper beside lower case."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(part) if i % 2 else part.lower()) for i, part in enumerate(parts)] + [name]
+    parts = re.split(r"(\d+)", name)  # text and numbers in turn, so that like is compared with like
+    return [(int(part) if i % 2 else part.lower()) for i, part in enumerate(parts)], name
 
 
 # --- folders
@@ -84,7 +85,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def list_folder(root: Path, log: Callable[[str], None]) -> Listing:
-    """Lists `root/<class>/*` or `root/{train,test,validation|valid|val}/<class>/*`.
+    """Lists `root/<class>/*` or `root/{train,test,validation}/<class>/*`; `SPLIT_FOLDERS` has the splits' other names.
 
     Classes are the sorted folder names, as Keras' `image_dataset_from_directory` and TFDS number them. Hidden files and
     files that aren't named like images are left out and counted in the log.
@@ -139,12 +140,21 @@ def list_folder(root: Path, log: Callable[[str], None]) -> Listing:
 
 def _list_classes(folder: Path, root: Path, log: Callable[[str], None]) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
+    below: list[Path] = []
     ignored = [path for path in folder.iterdir() if path.name.startswith(".") or not path.is_dir()]
     for path in sorted(_entries(folder), key=lambda path: path.name):
         if path.is_dir():
             images = [p for p in _entries(path) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
             ignored += sorted(set(path.iterdir()) - set(images))
+            below += [p for p in sorted(path.glob("*/**/*")) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
             classes[path.name] = images
+    if below:
+        _log.warning(
+            "%s: %d images in folders inside a class' folder are left out, such as %s; move them into the class' own",
+            folder,
+            len(below),
+            below[0].relative_to(root).as_posix(),
+        )
     if ignored:
         some = ", ".join(path.relative_to(root).as_posix() for path in ignored[:3])
         log(
@@ -153,9 +163,11 @@ def _list_classes(folder: Path, root: Path, log: Callable[[str], None]) -> dict[
         )
     empty = [name for name, images in classes.items() if not images]
     if empty:
+        inside = next((path.name for path in _entries(folder / empty[0]) if path.is_dir()), None)
+        known = f" (folders of splits are called {', '.join(SPLIT_FOLDERS)})" if inside else ""
         raise UserError(
-            f"{folder}: each class folder must hold images ({', '.join(IMAGE_SUFFIXES)}); fill or remove it. "
-            f"Received: empty {empty[0]}"
+            f"{folder}: each class folder must hold images ({', '.join(IMAGE_SUFFIXES)}); fill or remove it{known}. "
+            f"Received: empty {empty[0]}" + (f", which holds folders, such as {inside}" if inside else "")
         )
     if len(classes) < 2:
         raise UserError(f"{folder} must hold at least 2 class folders with images. Received: {len(classes)}")

@@ -42,6 +42,7 @@ class Split:
         bad: name and reason of each image left out because it can't be decoded.
         digest: hexadecimal; another one if the bytes of an image are others.
         store: where the images are.
+        checksums: uint64 (n,), equal for images of the same bytes; empty where they aren't known.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Split:
     bad: tuple[tuple[str, str], ...]
     digest: str
     store: MemoryStore | FileStore | StreamStore
+    checksums: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.uint64))
 
     @property
     def num_examples(self) -> int:
@@ -67,12 +69,14 @@ class Dataset:
         splits: those that were asked for.
         fingerprint: hexadecimal; another one if the source's examples (names, labels, sizes), its classes or the rule
             for cutting splits are others. It covers the whole source, whichever splits were asked for.
+        cut: the splits that were cut from train by the rule in this module's docstring.
     """
 
     name: str
     class_names: tuple[str, ...]
     splits: dict[str, Split]
     fingerprint: str
+    cut: tuple[str, ...] = ()
 
     def facts(self) -> dict:
         """Returns what identifies the data of a run, as JSON values; by split where it depends on those loaded."""
@@ -134,8 +138,10 @@ def load(cfg: Config, splits: Sequence[str] = SPLITS, log: Callable[[str], None]
         if cfg.dataset.startswith("folder:") and not counts.all():
             name = found.class_names[int(np.argmin(counts))]
             raise UserError(f"each class needs a readable training image; add some. Received: none in {name}")
+    _warn_of_copies(loaded)
     identity = json.dumps([CUT_RULE, found.class_names, found.identity])
-    return Dataset(cfg.dataset, found.class_names, loaded, hashlib.sha256(identity.encode()).hexdigest()[:16])
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return Dataset(cfg.dataset, found.class_names, loaded, fingerprint, tuple(sorted({*parts} - {"train"})))
 
 
 def moved(cfg: Config, data_dir: str) -> Config:
@@ -193,10 +199,11 @@ def cut(names: Sequence[str], labels: np.ndarray, cut_test: bool, cut_validation
 def _load_split(
     name: str, raw: listing.RawSplit, positions: np.ndarray, budget: float, log: Callable[[str], None]
 ) -> Split:
-    bad, turned, digest, store = check_images(
+    bad, turned, checksums, store = check_images(
         raw.items(positions), raw.fetch, len(positions), f"checking {name} images", budget
     )
-    kept = np.array([position for i, position in enumerate(positions) if i not in bad], np.int64)
+    good = np.array([i for i in range(len(positions)) if i not in bad], np.int64)
+    kept = positions[good]
     if not len(kept) and not bad:
         raise UserError(f"the {name} split needs images; add some. Received: none")
     place = f"{store.num_bytes / 2**20:.1f} MiB in memory" if store else "decoded anew each epoch (--memory_limit_gb)"
@@ -208,9 +215,25 @@ def _load_split(
         labels=raw.labels[kept],
         names=tuple(raw.names[i] for i in kept),
         bad=tuple((raw.names[positions[i]], reason) for i, reason in bad.items()),
-        digest=digest,
+        digest=hashlib.sha256(checksums.astype("<u4").tobytes()).hexdigest()[:16],  # of the CRC-32s
         store=store or raw.store(kept),
+        checksums=checksums[good],
     )
+
+
+def _warn_of_copies(splits: dict[str, Split]) -> None:
+    """Warns when an image to validate or test on is, byte for byte, one to train on."""
+    for name, split in splits.items():
+        if name == "train" or "train" not in splits:
+            continue
+        copies = np.flatnonzero(np.isin(split.checksums, splits["train"].checksums))
+        if len(copies):
+            some = ", ".join(split.names[i] for i in copies[:3])
+            _log.warning(
+                "%s: %d of %d images are copies of training images, so accuracies on it flatter; remove them, such as "
+                "%s",
+                *(name, len(copies), split.num_examples, some),
+            )
 
 
 def _judge_bad(splits: list[Split], on_bad_image: str, log: Callable[[str], None]) -> None:

@@ -1,6 +1,5 @@
 """Where a split's images are: decoded in memory, in files, or in a stream of records."""
 
-import hashlib
 import io
 import os
 import re
@@ -150,7 +149,7 @@ def _blocks(items: Iterable[Any]) -> Iterator[list[Any]]:
 
 def check_images(
     items: Iterable[Any], fetch: Callable[[Any], bytes], total: int, what: str, limit_bytes: float
-) -> tuple[dict[int, str], int, str, MemoryStore | None]:
+) -> tuple[dict[int, str], int, np.ndarray, MemoryStore | None]:
     """Decodes every image once, and keeps the pixels if they fit.
 
     Args:
@@ -161,8 +160,9 @@ def check_images(
         limit_bytes: pixels are kept as long as all together are no more than this.
 
     Returns:
-        The position and the reason of each bad image, how many good ones EXIF says to turn, a digest of the bytes of
-        all, and the store of all good ones, in order, or None where they don't fit.
+        The position and the reason of each bad image, how many good ones EXIF says to turn, size (upper half) and
+        CRC-32 (lower half) of all images' bytes as uint64 (n,), and the store of all good ones, in order, or None where
+        they don't fit.
     """
     bad: dict[int, str] = {}
     turned = 0
@@ -171,10 +171,10 @@ def check_images(
     pending_bytes = kept_bytes = 0
     chunk_of, offset_of, shape_of = [], [], []
     keep = limit_bytes > 0
-    digest = hashlib.sha256()
+    checksums = np.zeros(total, np.uint64)
 
     def decoded(item: Any) -> tuple[tf.Tensor | str, int, bool]:
-        """Returns what `try_decode` does, a checksum of the bytes (0 where there were none), and whether to turn it."""
+        """Returns what `try_decode` does, size and CRC-32 of the bytes in one number, and whether to turn it."""
         data = b""
 
         def fetched(item: Any) -> bytes:
@@ -183,7 +183,7 @@ def check_images(
             return data
 
         image = try_decode(fetched, item)
-        return image, zlib.crc32(data), is_turned(io.BytesIO(data))
+        return image, len(data) << 32 | zlib.crc32(data), is_turned(io.BytesIO(data))
 
     def pack() -> None:
         nonlocal pending_bytes
@@ -195,7 +195,7 @@ def check_images(
     with ThreadPoolExecutor(os.cpu_count()) as pool, tf.device("CPU"):
         results = (result for block in _blocks(items) for result in pool.map(decoded, block))
         for position, (image, checksum, lies) in enumerate(progress.track(results, total, what)):
-            digest.update(checksum.to_bytes(4, "little"))
+            checksums[position] = checksum
             if isinstance(image, str):
                 bad[position] = image
                 continue
@@ -217,7 +217,7 @@ def check_images(
             pending.append(image)
             pending_bytes += size
         if not keep or not shape_of:
-            return bad, turned, digest.hexdigest()[:16], None
+            return bad, turned, checksums, None
         pack()
         arrays = np.array(chunk_of, np.int32), np.array(offset_of, np.int64), np.array(shape_of, np.int32)
-        return bad, turned, digest.hexdigest()[:16], MemoryStore(chunks, *arrays)
+        return bad, turned, checksums, MemoryStore(chunks, *arrays)
