@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -34,7 +35,7 @@ import tensorflow as tf
 
 from thumbnet_tf import downscaler  # noqa: F401 - registers the layers that saved models hold
 from thumbnet_tf.config import Config, UserError, to_flagfile
-from thumbnet_tf.files import saving, take_lock, write_atomically
+from thumbnet_tf.files import saving, sync, take_lock, write_atomically
 from thumbnet_tf.stages import METHODS
 
 
@@ -262,6 +263,21 @@ def save_keras(model: keras.Model, path: pathlib.Path) -> None:
     with saving(path):
         model.save(partial)
         os.replace(partial, path)
+
+
+def finish(folder: pathlib.Path, models: dict[str, keras.Model]) -> None:
+    """Saves a method's models; `done.json` is written last."""
+    with saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("logits_*.npy"):  # of a training before this one
+            path.unlink()
+    for name, model in models.items():
+        save_keras(model, folder / f"{name}.keras")
+    write_atomically(folder / "done.json", json.dumps(environment(), indent=2) + "\n")
+    with saving(folder):  # through to the disk before the states go that they could be made from again
+        for path in (*(folder / f"{name}.keras" for name in models), folder / "done.json", folder):
+            sync(path)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def environment() -> dict[str, str]:

@@ -9,7 +9,6 @@ The same command goes on after an interruption, and trains nothing when the run 
 
 import contextlib
 import dataclasses
-import json
 import logging
 import pathlib
 import secrets
@@ -40,9 +39,9 @@ from thumbnet_tf.assembly import StartsAnewError, build_trainer
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
-from thumbnet_tf.files import saving, sync, write_atomically
+from thumbnet_tf.files import write_atomically
 from thumbnet_tf.optimizers import build_optimizer
-from thumbnet_tf.runs import RunDir, environment, save_keras
+from thumbnet_tf.runs import RunDir, finish
 from thumbnet_tf.stages import METHODS, ORIGINAL
 from thumbnet_tf.trainer import Trainer
 
@@ -137,7 +136,7 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
                 elif job.is_chief:
                     models = {"teacher": given}
                 if job.is_chief:
-                    _finish(run.method(method), models)
+                    finish(run.method(method), models)
             if job.is_chief:
                 evaluate(run, dataset)
             job.barrier()  # who leaves earlier looks lost to the others
@@ -183,7 +182,8 @@ def _warn_of_slow_precision(cfg: Config) -> None:
         _log.warning(
             "--mixed_precision=%s: a convolution and its gradients take %.0f times as long as in float32 on this "
             "machine; --mixed_precision=float32, in a new --run_dir, trains faster",
-            *(cfg.mixed_precision, slowdown),
+            cfg.mixed_precision,
+            slowdown,
         )
 
 
@@ -210,11 +210,8 @@ def _train_method(
             synchronized=job.strategy.num_replicas_in_sync > 1,
         )
         peak_rate = cfg.teacher_learning_rate if is_teacher else cfg.learning_rate
-        late = trainer.late_variables()
-        variables = trainer.trainable_variables
-        trainer.compile(
-            optimizer=build_optimizer(cfg, peak_rate, epochs * steps, variables, late, trainer.mapping_steps)
-        )
+        learned = trainer.trainable_variables, trainer.late_variables(), trainer.mapping_steps
+        trainer.compile(optimizer=build_optimizer(cfg, peak_rate, epochs * steps, *learned))
     if METHODS[method].losses:
         caches = _caches(trainer, cfg, dataset, teacher)
         views = 0 if is_teacher else teacher_cache.number_of_views(cfg)  # T or not, all methods see the same images
@@ -278,21 +275,6 @@ def _check_room(cfg: Config, dataset: sources.Dataset, students: Sequence[str], 
     absent = {c: [file for file in c.files() if not c.path(*file).is_file()] for c in caches.values()}
     if any(absent.values()):
         teacher_cache.check_room(cfg, absent)
-
-
-def _finish(folder: pathlib.Path, models: dict[str, keras.Model]) -> None:
-    """Saves a method's models; `done.json` is written last."""
-    with saving(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob("logits_*.npy"):  # of a training before this one
-            path.unlink()
-    for name, model in models.items():
-        save_keras(model, folder / f"{name}.keras")
-    write_atomically(folder / "done.json", json.dumps(environment(), indent=2) + "\n")
-    with saving(folder):  # through to the disk before the states go that they could be made from again
-        for path in (*(folder / f"{name}.keras" for name in models), folder / "done.json", folder):
-            sync(path)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def main(cfg: Config) -> int:
