@@ -2,7 +2,8 @@
 
   python -m experiments.frontier flowers   # from results/flowers_{32,64}.csv to results/flowers_frontier.png
 
-A bubble's area is the memory of activations: the largest sum of what one layer reads and writes, for one image.
+A bubble's area is the memory of activations: the largest sum of what one layer reads and writes, for one image. The
+legend names the seeds of each point; bars are the standard deviation over them.
 """
 
 import io
@@ -24,13 +25,18 @@ from thumbnet_tf.files import write_atomically
 from thumbnet_tf.plots import STYLES
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
-SIZES = ("32", "64")
+SIZES = ("32", "56", "64")
 # rows of a set, and the colours of those that aren't called after a method
 OTHERS = {
     "narrow_bicubic": "navy",
     "narrow_bicubic_kd": "tab:brown",
     "narrow_thumbnet": "tab:purple",
     "slim_as_fast": "tab:green",
+    "bicubic_72": "slateblue",
+    "thumbnet_72": "tab:pink",
+    "bicubic_100": "tab:olive",
+    "thumbnet_100": "deeppink",
+    "narrow_thumbnet_100": "indigo",
 }
 SHOWN = (ORIGINAL, "bicubic", "bicubic_kd", "thumbnet", "slim", *OTHERS)
 COLOURS = {name: colour for name, (colour, _) in STYLES.items()} | OTHERS
@@ -56,7 +62,7 @@ def row_bytes(row: str) -> int:
 
 
 def figure(name: str, rows: Sequence[Mapping[str, str]], memory: Mapping[str, int]) -> Figure:
-    """Draws the test rows, a line for each kind of row through its sizes.
+    """Draws the test rows, a point for each kind of row and each size.
 
     Args:
         name: of the data, for the title.
@@ -66,19 +72,21 @@ def figure(name: str, rows: Sequence[Mapping[str, str]], memory: Mapping[str, in
     drawing = Figure(figsize=(8, 6.5), dpi=120, layout="constrained")
     axes = drawing.subplots()
     for kind in SHOWN:
-        points = []
+        points, seeds = [], []
         of_kind = [row for row in memory if run.name_in_set(row) == kind]
         for row in of_kind:
             found = [each for each in rows if each["row"] == row and each["split"] == "test"]
             tops = [100 * float(each["top1"]) for each in found]
             macs = (int(found[0]["macs"]) + int(found[0]["macs_downscaler"])) / 1e6
             spread = statistics.stdev(tops) if len(tops) > 1 else math.nan  # one seed: no bar, not one of no length
+            seeds.append(f"{run.set_of(row)} {', '.join(each['seed'] for each in found)}")
             points.append((macs, statistics.mean(tops), spread, memory[row]))
         if not points:
             continue
         x, y, error, size = zip(*sorted(points), strict=True)
         colour = COLOURS[kind]
-        axes.errorbar(x, y, error, color=colour, capsize=3, label=f"{kind}: {about(of_kind[0])}")
+        label = f"{kind}: {about(of_kind[0])} (seeds: {'; '.join(seeds)})"
+        axes.errorbar(x, y, error, fmt="o", markersize=3, color=colour, capsize=3, label=label)
         axes.scatter(x, y, [each / 1000 for each in size], color=colour, alpha=0.3, linewidths=0)
         for place in points:
             axes.annotate(f"{place[1]:.1f}", place[:2], (5, 5), textcoords="offset points", color=colour, fontsize=8)

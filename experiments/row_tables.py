@@ -6,7 +6,18 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from experiments import origins
-from experiments.run import ALONE, LOSSES, ROWS, TEACHER_SETS, config_of, name_in_set, names, set_of, teacher_row
+from experiments.run import (
+    ALONE,
+    LOSSES,
+    ROWS,
+    TEACHER_SETS,
+    config_of,
+    has_teacher,
+    name_in_set,
+    names,
+    set_of,
+    teacher_row,
+)
 from experiments.summary import RESULTS, cost, recovered, spread
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.stages import METHODS, ORIGINAL, loss_weights
@@ -186,9 +197,10 @@ def with_header(text: str, rows: list[dict[str, str]]) -> str:
     minutes = sorted({float(row["minutes"]) for row in tests})
     cores = "/".join(sorted({row["cores"] for row in tests}))
     seeds = ", ".join(sorted({row["seed"] for row in tests}))
+    apart = ", T's not counted" if has_teacher(tests[0]["row"]) else ""
+    cost = " to ".join(f"{each:g}" for each in minutes[:: max(1, len(minutes) - 1)])
     header = [
-        f"# Cost:     {' to '.join(f'{each:g}' for each in minutes[:: max(1, len(minutes) - 1)])} minutes a seed, "
-        f"CPU cores: {cores}",
+        f"# Cost:     {cost} minutes a seed{apart}, CPU cores: {cores}",
         f"# Expected: {spread(tests, 'top1')} % of test right (seeds {seeds}; {max(row['date'] for row in tests)})",
     ]
     again = f"python -m experiments.run --rows={tests[0]['row']} --seeds={seeds.replace(' ', '')} --again"

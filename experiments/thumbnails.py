@@ -80,7 +80,9 @@ def main(options: Options) -> None:
     cfg = cfg.resolved()
     out = pathlib.Path(options.out)
     if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out must be new or empty. Received: {out}")
+        raise UserError(
+            f"--out must be new or empty; thumbnails that it holds already needn't be made again. Received: {out}"
+        )
     if options.kind in FIXED:
         small = downscaler.build(options.kind, cfg.image_size, cfg.ratio)
     else:

@@ -2,12 +2,15 @@
 
 import pathlib
 
+import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 
-from experiments import aims, frontier, published, row_tables, run
-from thumbnet_tf.config import UserError
-from thumbnet_tf.csv_files import write_rows
+from experiments import aims, choices, frontier, published, row_tables, run
+from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.csv_files import read_rows, write_rows
+from thumbnet_tf.evaluate import COLUMNS as EVALUATED
+from thumbnet_tf.runs import RunDir
 
 SPLITS = ("test", "validation")
 
@@ -164,13 +167,13 @@ def test_header_of_a_measured_row_is_replaced():
     rows += [rows[0] | {"split": "validation", "top1": "0.1"}]
     assert row_tables.with_header(text, rows) == (
         "# area of discs.\n# Command: python -m experiments.run --rows=discs_area --seeds=0,1 --again\n"
-        "# Cost:     8 to 9.5 minutes a seed, CPU cores: 2\n"
+        "# Cost:     8 to 9.5 minutes a seed, T's not counted, CPU cores: 2\n"
         "# Expected: 85.0 ± 7.1 % of test right (seeds 0, 1; 2026-11-24)\n"
         "--flagfile=base.flags\n# why\n--w_mm=1\n"
     )
     one = row_tables.with_header(text, [rows[0] | {"date": "2026-11-25"}]).splitlines()
     assert one[2:4] == [
-        "# Cost:     9.5 minutes a seed, CPU cores: 2",
+        "# Cost:     9.5 minutes a seed, T's not counted, CPU cores: 2",
         "# Expected: 80.0 % of test right (seeds 0; 2026-11-25)",
     ]
 
@@ -191,12 +194,39 @@ def test_bubbles_are_the_largest_layers_input_and_output():
 
 def test_frontier_shows_means_over_multiply_adds_with_e():
     common = {"split": "test", "macs": "9000000", "macs_downscaler": "1000000"}
-    rows = [common | {"row": "flowers_32_thumbnet", "top1": top} for top in ("0.78", "0.80")]
+    rows = [
+        common | {"row": "flowers_32_thumbnet", "seed": seed, "top1": top}
+        for seed, top in (("0", "0.78"), ("4", "0.80"))
+    ]
     rows.append(rows[0] | {"split": "validation", "top1": "0.1"})
     axes = frontier.figure("flowers", rows, {"flowers_32_thumbnet": 400_000}).axes[0]
     (bubbles,) = [each for each in axes.collections if isinstance(each, PathCollection)]
     assert bubbles.get_offsets().tolist() == [[10.0, pytest.approx(79.0)]]
     assert bubbles.get_sizes().tolist() == [400.0]
+    assert axes.get_legend_handles_labels()[1][0].endswith("KD + FM + MM (seeds: flowers_32 0, 4)")
+
+
+def test_choices_compare_runs_of_one_teacher(tmp_path, monkeypatch):
+    monkeypatch.setattr(choices, "RESULTS", tmp_path)
+    for name, answer, rate in (("a", 1.0, 0.1), ("b", 1.0, 0.2), ("c", 2.0, 0.3)):
+        run_dir = RunDir(tmp_path / name)
+        run_dir.path.mkdir()
+        run_dir.claim(Config(learning_rate=rate))
+        rows = [
+            dict.fromkeys(EVALUATED, "1") | {"method": method, "split": "validation", "top1": str(rate), "seed": "0"}
+            for method in ("original", "bicubic")
+        ]
+        write_rows(run_dir.path / "results.csv", EVALUATED, rows)
+        run_dir.method("original").mkdir()
+        np.save(run_dir.method("original") / "logits_validation.npy", np.full((3, 2), answer, np.float32))
+    runs = [str(tmp_path / name) for name in "abc"]
+    choices.collect("x", runs[:2])
+    found = [
+        (row["method"], row["difference"], row["validation_top1"]) for row in read_rows(tmp_path / "x_choices.csv")
+    ]
+    assert found == [("original", "", "0.1"), ("bicubic", "", "0.1"), ("bicubic", "--learning_rate=0.2", "0.2")]
+    with pytest.raises(UserError, match=f"have the T and the data of {runs[0]}. Received: {runs[2]}"):
+        choices.collect("x", runs)
 
 
 def test_published_figures_have_a_column_of_their_own(monkeypatch):

@@ -21,11 +21,11 @@ class AdamW(keras.optimizers.AdamW):
         Their v is as young as their first gradient; counted from the start, it would pass for a settled one, and the
         first steps would be several times too large.
         """
-        self._late = {variable.path: steps for variable in variables}
+        self._late = {self._var_key(variable): steps for variable in variables}
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         index = self._get_variable_index(variable)
-        late = getattr(self, "_late", {}).get(variable.path, 0)
+        late = getattr(self, "_late", {}).get(self._var_key(variable), 0)
         step = tf.cast(tf.maximum(self.iterations.value + 1 - late, 1), tf.float32)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
