@@ -1,7 +1,6 @@
 """The inference benchmark, on tiny models: what it counts, compares, writes and draws, however fast they are."""
 
 import csv
-import shutil
 import types
 
 import numpy as np
@@ -97,16 +96,15 @@ def test_memory_of_larger_maps_is_larger():
     assert student < teacher / 4
 
 
-def test_mistakes_are_named(tiny_run, tmp_path, monkeypatch):
+def test_mistakes_are_named(run_copy, monkeypatch):
     with pytest.raises(FlagError, match="--what must be one of inference, training. Received: 'speed'"):
         benchmark.Options(what="speed")
-    copy = shutil.copytree(tiny_run.path, tmp_path / "run")
     for name in ("direct", "bicubic", "thumbnet"):
-        (copy / name / "done.json").unlink()
-    with pytest.raises(UserError, match="--method must be one that reads thumbnails. Received: original of .*run"):
-        benchmark.main(benchmark.Options(run_dir=str(copy)))
+        (run_copy.path / name / "done.json").unlink()
+    with pytest.raises(UserError, match="--method must be one that reads thumbnails. Received: original of .*copy"):
+        benchmark.main(benchmark.Options(run_dir=str(run_copy.path)))
     with pytest.raises(UserError, match="--method must be one finished in this run: original. Received: 'thumbnet'"):
-        benchmark.main(benchmark.Options(run_dir=str(copy), method="thumbnet"))
+        benchmark.main(benchmark.Options(run_dir=str(run_copy.path), method="thumbnet"))
     monkeypatch.setattr(peak_memory.os, "access", lambda *_: False)
     with pytest.raises(UserError, match="Linux only. Received"):
         peak_memory.measure([], 1)

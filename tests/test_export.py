@@ -92,34 +92,6 @@ def test_a_version_of_other_labels_is_refused(tiny_run, tmp_path):
     assert publish.versions(tmp_path / "thumbnet") == [4]
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Leaves out what takes time and is tested elsewhere: writing SavedModels and measuring."""
-
-    def compare(subjects, models, split, cfg):
-        row = {"bytes": 10, "examples": 9, "keras_top1": "0.900000", "agreement": "1"}
-        row |= {"median_score_diff": "0", "max_score_diff": "0.001"}  # a few pixels on another level are no fault
-        times = {"latency_ms_p50": "1", "latency_ms_p95": "2"}
-        lost = {"int8": 0.5, "dynamic": 0.004}
-        return [
-            {"artifact": s.artifact, "variant": s.variant, "threads": t, "top1": f"{0.9 - lost.get(s.variant, 0):.6f}"}
-            | row
-            | times
-            for s in subjects
-            for t in (1, 2)
-        ]
-
-    def write(folder, chosen, **_):
-        folder.mkdir()
-        for name in chosen:
-            (folder / variants.file_name("thumbnet", name)).write_bytes(b"model")
-
-    facts = {"name": "thumbnet", "signatures": {}, "weights_sha256": "0"}
-    monkeypatch.setattr(export, "_write_saved_models", lambda *_: {"thumbnet": facts})
-    monkeypatch.setattr(parity, "compare", compare)
-    monkeypatch.setattr(variants, "write", write)
-
-
 def test_a_variant_that_lost_too_much_is_not_published(quick, tiny_run, tmp_path, capsys):
     chosen = export_options(tiny_run, tmp_path, variants=("float32", "dynamic", "int8"))
     with pytest.raises(UserError, match=r"not everything was published in .*thumbnet/1: thumbnet int8 lost 50\.00"):

@@ -20,7 +20,6 @@ from thumbnet_tf.data import sources
 from thumbnet_tf.report import Options
 from thumbnet_tf.report_data import gather
 from thumbnet_tf.report_html import Markup, element, table
-from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stats import Paired, wilson
 from thumbnet_tf.train import train
 
@@ -81,12 +80,6 @@ def text(study) -> str:
 def page(text) -> Parsed:
     """Returns it read."""
     return Parsed(text)
-
-
-@pytest.fixture
-def run_copy(tiny_run, tmp_path) -> RunDir:
-    """Returns a copy of the tiny run that may be changed."""
-    return RunDir(shutil.copytree(tiny_run.path, tmp_path / "copy"))
 
 
 def table_of(page: Parsed, caption: str) -> dict[str, dict[str, str]]:

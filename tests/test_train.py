@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from train_helpers import CLASSES, assert_same, interrupt_at, rows, state_of
 
-from thumbnet_tf import evaluate, loop, report_data, report_sections, teachers
+from thumbnet_tf import costs, evaluate, loop, report_data, report_sections, teachers
 from thumbnet_tf.config import UserError
 from thumbnet_tf.distribution import start
 from thumbnet_tf.runs import RunDir
@@ -74,8 +74,15 @@ def test_results_equal_a_plain_count(config, folder):
             crop = tf.round(tf.image.resize(tf.cast(crop, tf.float32), (32, 32), antialias=True))
             right += int(tf.argmax(teacher(crop[None], training=False)["logits"][0])) == index
             total += 1
-    row = next(row for row in rows(run.path / "results.csv") if row["split"] == "test" and row["method"] == "original")
-    assert float(row["top1"]) == pytest.approx(right / total, abs=1e-6)
+    by = {row["method"]: row for row in rows(run.path / "results.csv") if row["split"] == "test"}
+    assert float(by["original"]["top1"]) == pytest.approx(right / total, abs=1e-6)
+    said, own = (np.load(run.path / name / "logits_test.npy").argmax(-1).tolist() for name in ("original", "direct"))
+    same = sum(a == b for a, b in zip(said, own, strict=True)) / total
+    assert float(by["direct"]["teacher_agreement"]) == pytest.approx(same, abs=1e-6)
+    small = run.load_model("direct", "student")
+    for name, model in (("original", teacher), ("direct", small)):
+        assert (by[name]["macs"], by[name]["macs_downscaler"]) == (str(costs.macs(model)), "0")
+        assert by[name]["params"] == str(costs.parameters(model))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +145,7 @@ def test_a_start_that_is_refused_changes_nothing(config, folder):
     run = train(config(methods=("direct",)))
     before = {name: (run.path / name).read_text() for name in ("config.json", "run.flags")}
     next((folder / "train" / "red").iterdir()).unlink()
-    with pytest.raises(UserError, match="data"):
+    with pytest.raises(UserError, match="the data changed since this run started"):
         train(config(methods=("bicubic",)))
     assert {name: (run.path / name).read_text() for name in before} == before
 
