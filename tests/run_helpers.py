@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from data_helpers import write_pngs
 
 from thumbnet_tf import backbones, export, parity, variants
 from thumbnet_tf.config import Config
@@ -35,9 +35,7 @@ def disc(label: int, seed: int, size: int = 40) -> np.ndarray:
 def write_discs(root: Path, count: int) -> Path:
     """Writes `count` PNG files to a folder for each class."""
     for label, name in enumerate(CLASSES):
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            Image.fromarray(disc(label, i)).save(root / name / f"{i}.png")
+        write_pngs(root / name, (disc(label, i) for i in range(count)))
     return root
 
 
