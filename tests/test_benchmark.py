@@ -6,8 +6,8 @@ import types
 import numpy as np
 import pytest
 from matplotlib import image as pngs
+from model_helpers import normalisations
 
-from tests.test_folding import normalisations
 from thumbnet_tf import benchmark, benchmark_inference, benchmark_report, costs, peak_memory
 from thumbnet_tf.config import Config, FlagError, UserError
 
@@ -58,6 +58,18 @@ def test_random_models_hide_nothing():
             layer = model.get_layer(name)
             assert np.abs(layer.gamma.numpy()).min() > 0.4 and np.abs(layer.beta.numpy()).max() > 0
     assert list(subject.by_name["teacher"].output) == ["logits"]
+
+
+def test_random_models_are_those_that_are_told(monkeypatch):
+    monkeypatch.setattr(benchmark_inference, "random_subject", lambda *given: given)
+    found = list(benchmark_inference.random_subjects(quick=False))
+    assert [(cfg.backbone, cfg.ratio, cfg.image_size, count) for cfg, count in found] == [
+        ("resnet18", 2, 224, 1000),
+        ("resnet18", 4, 224, 1000),
+        ("resnet50", 2, 224, 1000),
+        ("resnet50", 4, 224, 1000),
+    ]
+    assert list(benchmark_inference.random_subjects(quick=True)) == [(Config(image_size=224, ratio=4), 1000)]
 
 
 def test_table_of_several_models():
