@@ -1,0 +1,67 @@
+"""Saved states that can't be restored: what is told, and that an older one is taken where there is one."""
+
+import pytest
+import tensorflow as tf
+
+from thumbnet_tf.checkpoints import Checkpoints
+from thumbnet_tf.config import UserError
+from thumbnet_tf.distribution import Job
+
+
+def checkpoints(folder, **values) -> tuple[Checkpoints, dict[str, tf.Variable]]:
+    variables = {name: tf.Variable(value) for name, value in values.items()}
+    return Checkpoints(folder, variables, Job(tf.distribute.get_strategy())), variables
+
+
+@pytest.fixture
+def states(tmp_path):
+    """Returns a folder with the states of steps 2 and 3, of one value each; that of step 1 was deleted."""
+    saved, variables = checkpoints(tmp_path / "run", value=[0.0, 0.0])
+    for step in (1, 2, 3):
+        variables["value"].assign([step, 10 * step])
+        saved.save(step)
+    assert sorted(path.name for path in saved.folder.glob("*.index")) == ["ckpt-2.index", "ckpt-3.index"]
+    return saved.folder
+
+
+def break_state(folder, step: int) -> None:
+    [path] = folder.glob(f"ckpt-{step}.data*")
+    path.write_bytes(path.read_bytes()[:4])
+
+
+def test_the_last_state_that_can_be_read_is_restored(states):
+    found, variables = checkpoints(states, value=[0.0, 0.0])
+    log = []
+    assert found.restore(log.append) and log == []
+    assert variables["value"].numpy().tolist() == [3, 30]
+    break_state(states, 3)
+    assert found.restore(log.append) and variables["value"].numpy().tolist() == [2, 20]
+    assert len(log) == 1
+    assert log[0].startswith(f"checkpoint {states}/ckpt-3 is unreadable (")
+    assert log[0].endswith("; trying the one before")
+
+
+def test_a_folder_without_states_is_a_fresh_start(tmp_path):
+    found, variables = checkpoints(tmp_path / "run", value=[1.0])
+    assert not found.restore(pytest.fail) and variables["value"].numpy().tolist() == [1]
+
+
+def test_no_readable_state_is_one_line(states):
+    for step in (2, 3):
+        break_state(states, step)
+    log = []
+    with pytest.raises(UserError) as error:
+        checkpoints(states, value=[0.0, 0.0])[0].restore(log.append)
+    assert str(error.value) == (
+        f"no checkpoint in {states} can be read; delete that folder to train this method from its start"
+    )
+    assert [line.split(" is ")[0] for line in log] == [f"checkpoint {states}/ckpt-{step}" for step in (3, 2)]
+
+
+@pytest.mark.parametrize("other", [{"value": [0.0, 0.0, 0.0]}, {"another": [0.0, 0.0]}], ids=["shape", "name"])
+def test_a_state_of_another_training_is_one_line(states, other):
+    with pytest.raises(UserError) as error:
+        checkpoints(states, **other)[0].restore(pytest.fail)
+    text = str(error.value)
+    assert text.startswith("a checkpoint doesn't fit this training (") and "\n" not in text
+    assert text.endswith(f"; delete its folder to train this method from its start. Received: {states}/ckpt-3")
