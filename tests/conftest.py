@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from cache_helpers import cached  # noqa: F401 - fixtures for all
-from run_helpers import disc_files, tiny_run, train_tiny  # noqa: F401
+from run_helpers import disc_files, quick, run_copy, tiny_run, train_tiny  # noqa: F401
 from serving_fixtures import ask, exported, grpc_address, kserve_address  # noqa: F401
 from teacher_helpers import own, tinted  # noqa: F401
 from train_helpers import config, folder  # noqa: F401

@@ -1,6 +1,7 @@
 """Pictures, files and a small TFDS dataset for the tests of the data modules."""
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +52,19 @@ def pixels(split):
     return [split.store.get(tf.constant(i)).numpy() for i in range(split.num_examples)]
 
 
+def write_pngs(folder: Path, images: Iterable[np.ndarray]) -> None:
+    """Writes images as 0.png, 1.png and so on to a new folder."""
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        (folder / f"{i}.png").write_bytes(encode(image, "PNG"))
+
+
 def write_folder(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
     """Writes `counts[class]` PNG files of different sizes to each class folder, such as `train/cat`."""
     for name, count in counts.items():
-        folder = root / name
-        folder.mkdir(parents=True)
-        for i in range(count):
-            seed += 1
-            (folder / f"{i}.png").write_bytes(encode(picture(24 + seed % 5, 28 - seed % 3, seed), "PNG"))
+        seeds = range(seed + 1, seed + 1 + count)
+        write_pngs(root / name, (picture(24 + each % 5, 28 - each % 3, each) for each in seeds))
+        seed += count
     return root
 
 

@@ -16,7 +16,7 @@ def environment(cluster: dict, kind: str, index: int) -> dict[str, str]:
 
 
 class Machines:
-    """The processes of one start of a job."""
+    """The processes of one start of a job; none outlives a `with` block."""
 
     def __init__(self, count: int, *arguments: str, own: dict[int, tuple[str, ...]] | None = None, **variables) -> None:
         """Starts `count` machines; with one, there is no job. `own` are arguments, `variables` go to the last."""
@@ -43,8 +43,17 @@ class Machines:
                 )
             )
 
+    def __enter__(self) -> "Machines":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.communicate()
+
     def ends(self, timeout: float = 240.0) -> list[tuple[int, str]]:
-        """Returns the exit code and the output of each machine, once all have ended."""
+        """Returns the exit code and the output of each machine, once all have ended; kills them where one doesn't."""
         try:
             outputs = [process.communicate(timeout=timeout)[0] for process in self.processes]
         finally:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from data_helpers import write_pngs
 
-from thumbnet_tf import backbones
+from thumbnet_tf import backbones, export, parity, variants
 from thumbnet_tf.config import Config
 from thumbnet_tf.export import Options
 from thumbnet_tf.runs import RunDir
@@ -34,9 +35,7 @@ def disc(label: int, seed: int, size: int = 40) -> np.ndarray:
 def write_discs(root: Path, count: int) -> Path:
     """Writes `count` PNG files to a folder for each class."""
     for label, name in enumerate(CLASSES):
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            Image.fromarray(disc(label, i)).save(root / name / f"{i}.png")
+        write_pngs(root / name, (disc(label, i) for i in range(count)))
     return root
 
 
@@ -71,6 +70,12 @@ def tiny_run(tmp_path_factory) -> RunDir:
 
 
 @pytest.fixture
+def run_copy(tiny_run, tmp_path) -> RunDir:
+    """Returns a copy of the tiny run that may be changed."""
+    return RunDir(shutil.copytree(tiny_run.path, tmp_path / "copy"))
+
+
+@pytest.fixture
 def train_tiny(tmp_path):
     """Returns a function that trains such a run with other options."""
     return lambda **changes: RunDir(_trained(tmp_path / "run", **changes))
@@ -86,3 +91,31 @@ def disc_files(tiny_run) -> list[str]:
 def export_options(run: RunDir, out: Path, **changes) -> Options:
     """Returns options that export a run without TFLite files."""
     return Options(run_dir=str(run.path), out=str(out), **{"variants": (), **changes})
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leaves out what takes time and is tested elsewhere: writing SavedModels and measuring."""
+
+    def compare(subjects, models, split, cfg):
+        row = {"bytes": 10, "examples": 9, "keras_top1": "0.900000", "agreement": "1"}
+        row |= {"median_score_diff": "0", "max_score_diff": "0.001"}  # a few pixels on another level are no fault
+        times = {"latency_ms_p50": "1", "latency_ms_p95": "2"}
+        lost = {"int8": 0.5, "dynamic": 0.004}
+        return [
+            {"artifact": s.artifact, "variant": s.variant, "threads": t, "top1": f"{0.9 - lost.get(s.variant, 0):.6f}"}
+            | row
+            | times
+            for s in subjects
+            for t in (1, 2)
+        ]
+
+    def write(folder, chosen, **_):
+        folder.mkdir()
+        for name in chosen:
+            (folder / variants.file_name("thumbnet", name)).write_bytes(b"model")
+
+    facts = {"name": "thumbnet", "signatures": {}, "weights_sha256": "0"}
+    monkeypatch.setattr(export, "_write_saved_models", lambda *_: {"thumbnet": facts})
+    monkeypatch.setattr(parity, "compare", compare)
+    monkeypatch.setattr(variants, "write", write)

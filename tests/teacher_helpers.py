@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from data_helpers import write_pngs
 from keras import layers
 
 from thumbnet_tf.config import Config
@@ -71,13 +71,10 @@ def tinted(tmp_path, photos):
     root = tmp_path / "tinted"
     for part, seed in (("train", 0), ("validation", 10), ("test", 20)):
         for index, name in enumerate(CLASSES):
-            (root / part / name).mkdir(parents=True)
             images = photos(20, 40, seed=seed + index).astype(int)
             images -= (images.mean((1, 2), keepdims=True) - images.mean((1, 2, 3), keepdims=True)).astype(int)
             images[..., 2 - index] += 40
-            for i, image in enumerate(images):
-                png = tf.io.encode_png(np.clip(image, 0, 255).astype(np.uint8))
-                (root / part / name / f"{i}.png").write_bytes(png.numpy())
+            write_pngs(root / part / name, np.clip(images, 0, 255).astype(np.uint8))
     return root
 
 

@@ -1,14 +1,13 @@
 """The inference benchmark, on tiny models: what it counts, compares, writes and draws, however fast they are."""
 
 import csv
-import shutil
 import types
 
 import numpy as np
 import pytest
 from matplotlib import image as pngs
+from model_helpers import normalisations
 
-from tests.test_folding import normalisations
 from thumbnet_tf import benchmark, benchmark_inference, benchmark_report, costs, peak_memory
 from thumbnet_tf.config import Config, FlagError, UserError
 
@@ -61,6 +60,18 @@ def test_random_models_hide_nothing():
     assert list(subject.by_name["teacher"].output) == ["logits"]
 
 
+def test_random_models_are_those_that_are_told(monkeypatch):
+    monkeypatch.setattr(benchmark_inference, "random_subject", lambda *given: given)
+    found = list(benchmark_inference.random_subjects(quick=False))
+    assert [(cfg.backbone, cfg.ratio, cfg.image_size, count) for cfg, count in found] == [
+        ("resnet18", 2, 224, 1000),
+        ("resnet18", 4, 224, 1000),
+        ("resnet50", 2, 224, 1000),
+        ("resnet50", 4, 224, 1000),
+    ]
+    assert list(benchmark_inference.random_subjects(quick=True)) == [(Config(image_size=224, ratio=4), 1000)]
+
+
 def test_table_of_several_models():
     def row(case, model, ratio, median, unit, times):
         return {
@@ -97,16 +108,15 @@ def test_memory_of_larger_maps_is_larger():
     assert student < teacher / 4
 
 
-def test_mistakes_are_named(tiny_run, tmp_path, monkeypatch):
+def test_mistakes_are_named(run_copy, monkeypatch):
     with pytest.raises(FlagError, match="--what must be one of inference, training. Received: 'speed'"):
         benchmark.Options(what="speed")
-    copy = shutil.copytree(tiny_run.path, tmp_path / "run")
     for name in ("direct", "bicubic", "thumbnet"):
-        (copy / name / "done.json").unlink()
-    with pytest.raises(UserError, match="--method must be one that reads thumbnails. Received: original of .*run"):
-        benchmark.main(benchmark.Options(run_dir=str(copy)))
+        (run_copy.path / name / "done.json").unlink()
+    with pytest.raises(UserError, match="--method must be one that reads thumbnails. Received: original of .*copy"):
+        benchmark.main(benchmark.Options(run_dir=str(run_copy.path)))
     with pytest.raises(UserError, match="--method must be one finished in this run: original. Received: 'thumbnet'"):
-        benchmark.main(benchmark.Options(run_dir=str(copy), method="thumbnet"))
+        benchmark.main(benchmark.Options(run_dir=str(run_copy.path), method="thumbnet"))
     monkeypatch.setattr(peak_memory.os, "access", lambda *_: False)
     with pytest.raises(UserError, match="Linux only. Received"):
         peak_memory.measure([], 1)

@@ -3,9 +3,12 @@
 import csv
 import math
 
+import keras
 import pytest
+import tensorflow as tf
+from model_helpers import with_random_statistics
 
-from thumbnet_tf import benchmark, benchmark_training
+from thumbnet_tf import benchmark, benchmark_rivals, benchmark_training, losses, thumbnet
 from thumbnet_tf.config import Config
 
 TINY = Config(
@@ -53,3 +56,20 @@ def test_the_table_shows_ratios_to_the_uncached_step(rows):
     assert lines[2].startswith("| `step_uncached` |") and lines[2].endswith("| 1.00 |")
     median = {row["case"]: float(row["median"]) for row in rows}
     assert lines[3].endswith(f"| {median['step_cached'] / median['step_uncached']:.2f} |")
+
+
+@pytest.mark.usefixtures("tiny_resnet")
+@pytest.mark.parametrize("rival", ["plain_kd_loop", pytest.param("keras_distiller", marks=pytest.mark.slow)])
+def test_rivals_minimise_the_same_losses(rival, photos):
+    """The sum of CL and KD, by which `bicubic_kd` learns; Keras' distiller takes their mean."""
+    teacher = with_random_statistics(thumbnet.build_teacher(TINY, 3))
+    images, labels = tf.constant(photos(4, 32)), tf.constant([0, 2, 1, 2])
+    keras.utils.set_random_seed(3)
+    taught, student = benchmark_rivals._joined(TINY, teacher)
+    logits, soft = student(tf.cast(images, tf.float32), training=True), taught(images)
+    cl, kd = losses.classification(labels, logits), losses.distillation(soft, logits, TINY.temperature)
+    assert tf.reduce_min(tf.abs(kd)) > 0.01
+    keras.utils.set_random_seed(3)  # for the same E
+    step = getattr(benchmark_rivals, rival)(TINY, teacher, images, labels)
+    found = step() if rival == "plain_kd_loop" else 2 * step()[0]
+    assert float(found) == pytest.approx(float(tf.reduce_mean(cl + kd)), rel=1e-4)

@@ -3,10 +3,10 @@
 import contextlib
 import dataclasses
 import fcntl
+import logging
 import multiprocessing
 import resource
 import shutil
-import threading
 import time
 
 import pytest
@@ -139,22 +139,35 @@ def test_another_cache_that_is_being_filled_is_not_waited_for_but_counted(cached
         process.join(60)
 
 
+class Releasing(logging.Handler):
+    """Lets the other process go on once this one says that it waits."""
+
+    def __init__(self, release) -> None:
+        super().__init__()
+        self.go_on = release
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "another process is at work on" in record.getMessage():
+            self.go_on.set()
+
+
 def test_a_second_process_waits_for_the_first(cached, caplog):
     cfg, dataset, teacher = cached
     caches = prepare(cfg, dataset, teacher)
     context = multiprocessing.get_context("spawn")
     ready, release = context.Event(), context.Event()
+    waiting = Releasing(release)
     process = context.Process(target=_hold, args=(caches["train"].folder, ready, release))
     process.start()
     try:
         assert ready.wait(60)
-        timer = threading.Timer(0.5, release.set)
-        timer.start()
+        cache_files._log.addHandler(waiting)
         with caplog.at_level("INFO", "thumbnet_tf"):
             prepare(cfg, dataset, teacher)
         assert release.is_set()
-        assert "another process is at work on" in caplog.text
+        assert f"another process is at work on {caches['train'].folder}; waiting for it" in caplog.text
     finally:
+        cache_files._log.removeHandler(waiting)
         release.set()
         process.join(60)
     assert RunDir(cfg.run_dir).path.exists() is False

@@ -1,68 +1,85 @@
-"""States of a training: the newest that can be read is restored, and none is given up unsaid."""
+"""Saved states that can't be restored: what is told, and that an older one is taken where there is one."""
 
 import pytest
 import tensorflow as tf
 
-from thumbnet_tf import checkpoints
+from thumbnet_tf.checkpoints import Checkpoints
 from thumbnet_tf.config import UserError
-from thumbnet_tf.distribution import Job, Task
+from thumbnet_tf.distribution import Job
 
 
-def states(folder, value: tf.Variable) -> checkpoints.Checkpoints:
-    """Returns the states of a training whose only variable is given."""
-    return checkpoints.Checkpoints(folder, {"value": value}, Job(tf.distribute.get_strategy(), Task()))
+def checkpoints(folder, **values) -> tuple[Checkpoints, dict[str, tf.Variable]]:
+    variables = {name: tf.Variable(value) for name, value in values.items()}
+    return Checkpoints(folder, variables, Job(tf.distribute.get_strategy())), variables
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A folder with states of the steps 10 and 20, in which the variable is 1 and 2."""
-    value = tf.Variable(1.0)
-    saved = states(tmp_path, value)
-    saved.save(10)
-    value.assign(2.0)
-    saved.save(20)
-    return tmp_path
+def states(tmp_path):
+    """Returns a folder with the states of steps 2 and 3, of one value each; that of step 1 was deleted."""
+    saved, variables = checkpoints(tmp_path / "run", value=[0.0, 0.0])
+    for step in (1, 2, 3):
+        variables["value"].assign([step, 10 * step])
+        saved.save(step)
+    assert sorted(path.name for path in saved.folder.glob("*.index")) == ["ckpt-2.index", "ckpt-3.index"]
+    return saved.folder
 
 
-def restored(folder) -> tuple[float, list[str]]:
-    """Returns what is restored, and what is said on the way."""
-    said, value = [], tf.Variable(0.0)
-    assert states(folder, value).restore(said.append)
-    return float(value), said
+def break_state(folder, step: int) -> None:
+    [path] = folder.glob(f"ckpt-{step}.data*")
+    path.write_bytes(path.read_bytes()[:4])
 
 
-def test_the_newest_state_is_restored(folder, tmp_path_factory):
-    assert restored(folder) == (2.0, [])
-    assert not states(tmp_path_factory.mktemp("fresh"), tf.Variable(0.0)).restore(print)
+def test_the_last_state_that_can_be_read_is_restored(states):
+    found, variables = checkpoints(states, value=[0.0, 0.0])
+    log = []
+    assert found.restore(log.append) and log == []
+    assert variables["value"].numpy().tolist() == [3, 30]
+    break_state(states, 3)
+    assert found.restore(log.append) and variables["value"].numpy().tolist() == [2, 20]
+    assert len(log) == 1
+    assert log[0].startswith(f"checkpoint {states}/ckpt-3 is unreadable (")
+    assert log[0].endswith("; trying the one before")
+
+
+def test_a_folder_without_states_is_a_fresh_start(tmp_path):
+    found, variables = checkpoints(tmp_path / "run", value=[1.0])
+    assert not found.restore(pytest.fail) and variables["value"].numpy().tolist() == [1]
+
+
+def test_no_readable_state_is_one_line(states):
+    for step in (2, 3):
+        break_state(states, step)
+    log = []
+    with pytest.raises(UserError) as error:
+        checkpoints(states, value=[0.0, 0.0])[0].restore(log.append)
+    assert str(error.value) == (
+        f"no checkpoint in {states} can be read; delete that folder to train this method from its start"
+    )
+    assert [line.split(" is ")[0] for line in log] == [f"checkpoint {states}/ckpt-{step}" for step in (3, 2)]
+
+
+@pytest.mark.parametrize("other", [{"value": [0.0, 0.0, 0.0]}, {"another": [0.0, 0.0]}], ids=["shape", "name"])
+def test_a_state_of_another_training_is_one_line(states, other):
+    with pytest.raises(UserError) as error:
+        checkpoints(states, **other)[0].restore(pytest.fail)
+    text = str(error.value)
+    assert text.startswith("a checkpoint doesn't fit this training (") and "\n" not in text
+    assert text.endswith(f"; delete its folder to train this method from its start. Received: {states}/ckpt-3")
 
 
 @pytest.mark.parametrize("text", [None, "", "no list of states {"])
-def test_states_are_found_without_tensorflows_list_of_them(folder, text):
-    (folder / "checkpoint").unlink()
+def test_states_are_found_without_tensorflows_list_of_them(states, text):
+    (states / "checkpoint").unlink()
     if text is not None:
-        (folder / "checkpoint").write_text(text)
-    assert restored(folder) == (2.0, [])
+        (states / "checkpoint").write_text(text)
+    found, variables = checkpoints(states, value=[0.0, 0.0])
+    assert found.restore(pytest.fail) and variables["value"].numpy().tolist() == [3, 30]
 
 
-def test_a_damaged_state_gives_way_to_the_one_before(folder):
-    (folder / "ckpt-20.index").write_bytes(b"")
-    value, said = restored(folder)
-    assert value == 1.0
-    assert len(said) == 1 and "ckpt-20 is unreadable" in said[0] and said[0].endswith("trying the one before")
-    (folder / "ckpt-10.data-00000-of-00001").write_bytes(b"\0")
-    with pytest.raises(UserError, match=f"no checkpoint in {folder} can be read; delete that folder to train this"):
-        restored(folder)
-
-
-def test_a_state_of_another_training_is_refused(folder):
-    with pytest.raises(UserError, match="a checkpoint doesn't fit this training .* Received: .*ckpt-20"):
-        states(folder, tf.Variable([0.0, 0.0])).restore(print)
-
-
-def test_no_state_is_given_up_for_what_the_user_can_mend(folder, monkeypatch):
+def test_no_state_is_given_up_for_what_the_user_can_mend(states, monkeypatch):
     def refuse(path):
         raise tf.errors.PermissionDeniedError(None, None, f"{path}.index; Permission denied")
 
     monkeypatch.setattr(tf.train, "load_checkpoint", refuse)
     with pytest.raises(UserError, match=r"can't be read \(.*Permission denied.*\); mend that and give"):
-        restored(folder)
+        checkpoints(states, value=[0.0, 0.0])[0].restore(pytest.fail)

@@ -26,6 +26,15 @@ def test_json_round_trip_keeps_every_option():
             {"teacher": "keras.applications:MobileNetV2", "mixed_precision": "mixed_bfloat16"},
             "--mixed_precision must be float32 with a teacher of your own. Received: mixed_bfloat16",
         ),
+        (
+            {"teacher_weights": "imagenet"},
+            "--teacher_weights goes with --teacher=keras.applications:NAME only. Received: 'imagenet' with "
+            "--teacher=train",
+        ),
+        (
+            {"teacher": "runs/x", "teacher_input": "0..1"},
+            "--teacher_input goes with a --teacher of your own only. Received: '0..1' with --teacher=runs/x",
+        ),
         ({"student_stem_stride": 3}, "--student_stem_stride must be 1, 2 or 4. Received: 3"),
         ({"student_width": 0.03}, "--student_width must be 0 or 0.03125 to 4.0. Received: 0.03"),
         (

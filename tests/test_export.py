@@ -1,7 +1,7 @@
 """Export from end to end: what lies in a version, what is refused, and mistakes."""
 
 import dataclasses
-import json
+import itertools
 
 import numpy as np
 import pytest
@@ -10,9 +10,10 @@ from ai_edge_litert import interpreter
 from PIL import Image
 from run_helpers import CLASSES, IMAGE_SIZE, export_options
 
-from thumbnet_tf import card, export, parity, publish, serving, tflite, thumbnet, variants, warmup
+from thumbnet_tf import card, export, parity, publish, qat, serving, tflite, thumbnet, variants, warmup
 from thumbnet_tf.config import UserError
 from thumbnet_tf.csv_files import read_rows
+from thumbnet_tf.stages import METHODS
 
 FILES = {
     "README.md",
@@ -63,13 +64,25 @@ def test_the_parity_table_covers_all_that_was_published(exported, tiny_run):
         assert row["variant"].startswith("saved_model") or int(row["bytes"]) == path.stat().st_size
 
 
-def test_the_card_says_what_was_measured(exported):
+def test_the_card_says_what_was_measured(exported, tiny_run):
     text = (exported / "README.md").read_text()
+    lines = text.splitlines()
+    times = {}
     for row in read_rows(exported / "parity.csv"):
-        assert f"| {row['artifact']} | {row['variant']} |" in text
-    for name in CLASSES:
-        assert name in text
-    assert "| `thumbnet` | learned thumbnails" in text
+        times.setdefault((row["artifact"], row["variant"]), {})[row["threads"]] = row
+    for key, found in times.items():
+        row = found["1"]
+        percent = [f"{100 * float(row[name]):.2f}" for name in ("top1", "keras_top1", "agreement")]
+        latency = [found[threads]["latency_ms_p50"] for threads in "12"]
+        cells = [*key, f"{int(row['bytes']) / 1000:.0f}", *percent, row["max_score_diff"], *latency]
+        assert f"| {' | '.join(cells)} |" in lines
+    for row in read_rows(tiny_run.path / "results.csv"):
+        if row["split"] == "test":
+            top1, agrees = (f"{100 * float(row[name]):.1f}" for name in ("top1", "teacher_agreement"))
+            macs, extra = (f"{int(row[name]) / 1e6:.1f}" for name in ("macs", "macs_downscaler"))
+            about = METHODS[row["method"]].about
+            assert f"| `{row['method']}` | {about} | {top1} | {agrees} | {macs} (+ {extra}) |" in lines
+    assert f"into 3 classes ({', '.join(CLASSES)}) from one thumbnail of 16 x 16 pixels" in text
     assert publish.read_manifest(exported)["weights_sha256"] in text
 
 
@@ -83,41 +96,15 @@ def test_teacher_and_classifier_lie_beside_under_the_same_version(exported):
         assert manifest["weights_sha256"] != publish.read_manifest(exported)["weights_sha256"]
 
 
-def test_a_version_of_other_labels_is_refused(tiny_run, tmp_path):
+def test_a_version_of_other_labels_is_refused_unless_allowed(quick, tiny_run, tmp_path):
     folder = tmp_path / "thumbnet" / "4"
     folder.mkdir(parents=True)
     publish.write_labels(folder, ["cat", "dog"])
     with pytest.raises(UserError, match=r"has other labels \(cat, dog, \.\.\.\); choose another --name"):
         export.export(export_options(tiny_run, tmp_path))
     assert publish.versions(tmp_path / "thumbnet") == [4]
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Leaves out what takes time and is tested elsewhere: writing SavedModels and measuring."""
-
-    def compare(subjects, models, split, cfg):
-        row = {"bytes": 10, "examples": 9, "keras_top1": "0.900000", "agreement": "1"}
-        row |= {"median_score_diff": "0", "max_score_diff": "0.001"}  # a few pixels on another level are no fault
-        times = {"latency_ms_p50": "1", "latency_ms_p95": "2"}
-        lost = {"int8": 0.5, "dynamic": 0.004}
-        return [
-            {"artifact": s.artifact, "variant": s.variant, "threads": t, "top1": f"{0.9 - lost.get(s.variant, 0):.6f}"}
-            | row
-            | times
-            for s in subjects
-            for t in (1, 2)
-        ]
-
-    def write(folder, chosen, **_):
-        folder.mkdir()
-        for name in chosen:
-            (folder / variants.file_name("thumbnet", name)).write_bytes(b"model")
-
-    facts = {"name": "thumbnet", "signatures": {}, "weights_sha256": "0"}
-    monkeypatch.setattr(export, "_write_saved_models", lambda *_: {"thumbnet": facts})
-    monkeypatch.setattr(parity, "compare", compare)
-    monkeypatch.setattr(variants, "write", write)
+    allowed, _ = export.export(export_options(tiny_run, tmp_path, allow_new_labels=True))
+    assert allowed.name == "5" and publish.read_labels(allowed) == list(CLASSES)
 
 
 def test_a_variant_that_lost_too_much_is_not_published(quick, tiny_run, tmp_path, capsys):
@@ -169,6 +156,42 @@ def test_nothing_is_published_when_the_saved_model_differs(change, quick, tiny_r
 
 
 @pytest.mark.slow
+def test_the_default_export_makes_all_variants_and_fine_tunes_once(run_copy, tmp_path, monkeypatch):
+    options = export_options(
+        run_copy,
+        tmp_path,
+        variants=export.Options.variants,
+        finetune_epochs=1,
+        calibration_images=8,
+        fail_under=tuple(f"{name}:100" for name in variants.VARIANTS),  # eight test images: one is 12 points
+    )
+    folder, refused = export.export(options)
+    assert refused == []
+    made = {("teacher", "float32"), *itertools.product(("thumbnet", "downscaler", "classifier"), variants.VARIANTS)}
+    sizes = {path.name: path.stat().st_size for path in (folder / "tflite").iterdir()}
+    assert set(sizes) == {f"{artifact}_{variant}.tflite" for artifact, variant in made}
+    rows = read_rows(folder / "parity.csv")
+    saved = {("thumbnet", "saved_model"), ("thumbnet", "saved_model_pixels")}
+    assert {(row["artifact"], row["variant"]) for row in rows} == made | saved
+    assert len(rows) == 2 * len(made | saved)  # of one thread and of two
+    for row in rows:
+        name = f"{row['artifact']}_{row['variant']}.tflite"
+        assert (row["artifact"], row["variant"]) in saved or int(row["bytes"]) == sizes[name]
+    kept = {path.name for path in (run_copy.path / "thumbnet" / "export").iterdir()}
+    assert kept == {f"{variant}.weights.h5" for variant in qat.VARIANTS}
+    monkeypatch.setattr(qat, "_fit", lambda *_, **__: pytest.fail("fine-tuned again"))
+    again, _ = export.export(dataclasses.replace(options, variants=qat.VARIANTS))
+    assert again.name == "2"
+    answers = ("top1", "agreement", "max_score_diff")
+    first, second = (
+        {(row["artifact"], row["variant"]): [row[key] for key in answers] for row in table if row["threads"] == "1"}
+        for table in (rows, read_rows(again / "parity.csv"))
+    )
+    assert {variant for _, variant in second} >= set(qat.VARIANTS)
+    assert second.items() <= first.items()
+
+
+@pytest.mark.slow
 def test_unrounded_thumbnails_are_compared_with_those_of_files(train_tiny, tmp_path):
     run = train_tiny(methods=("thumbnet",), teacher_epochs=1, thumbnail_bits=0)
     folder, refused = export.export(export_options(run, tmp_path, also=("classifier",), variants=("float32",)))
@@ -206,5 +229,3 @@ def test_card_writes_shapes_and_percentages():
     row |= {"max_score_diff": "0.1", "latency_ms_p50": "2.5", "threads": "1"}
     _, lines = card.parity_cells([row, {**row, "threads": "2", "latency_ms_p50": "1.5"}])
     assert lines == [("a", "v", "2", "50.00", "75.00", "90.00", "0.1", "2.5", "1.5")]
-    assert json.loads(json.dumps(dataclasses.asdict(export.Options())))["variants"] == list(variants.VARIANTS)
-    assert np.isfinite(list(export.FAIL_UNDER.values())).all()

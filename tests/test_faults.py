@@ -55,8 +55,9 @@ def test_images_are_the_same_wherever_they_lie(config, folder, tmp_path):
     run = train(config(methods=("direct",)))
     kept = shutil.move(folder, tmp_path / "kept")
     assert train(config(methods=("direct", "area"), dataset=f"folder:{kept}")).path == run.path
-    (next(kept.rglob("*.png"))).write_bytes(b"other")
-    with pytest.raises(UserError, match="the data changed since this run started|can't be decoded"):
+    image = next(kept.rglob("*.png"))
+    image.write_bytes(tf.io.encode_png(255 - tf.io.decode_png(image.read_bytes())).numpy())
+    with pytest.raises(UserError, match=r"the data changed since this run started \("):
         train(config(methods=("direct", "area", "bicubic"), dataset=f"folder:{kept}"))
 
 
@@ -194,11 +195,14 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(config, monkeypatch, t
     assert_same(whole, state_of(train(config(methods=("direct",)))))
 
 
-def test_a_broken_model_file_is_one_line(config):
-    run = train(config(methods=("direct",)))
+def test_a_broken_model_file_is_one_line(tmp_path):
+    run = RunDir(tmp_path)
+    run.method("direct").mkdir()
     (run.path / "direct" / "student.keras").write_bytes(b"not a model")
     with pytest.raises(UserError, match=r"student.keras can't be loaded as a Keras model"):
         run.load_model("direct", "student")
+    with pytest.raises(UserError, match=r"finish the training first. Received: .*/area/student.keras, which"):
+        run.load_model("area", "student")
 
 
 def test_evaluate_needs_a_run(tmp_path):
@@ -209,9 +213,15 @@ def test_evaluate_needs_a_run(tmp_path):
 
 
 def test_a_mistake_before_the_first_step_can_be_corrected(config, tmp_path, folder):
-    for wrong in ({"dataset": "folder:nowhere"}, {"batch_size": 999}, {"teacher": "nowhere"}, {"fm_tap": "stage9"}):
-        with pytest.raises(UserError):
-            train(config(**wrong))
+    mistakes = [
+        (config(dataset="folder:nowhere"), "--dataset=folder:PATH takes an existing folder; .* Received: nowhere"),
+        (config(batch_size=999), "--batch_size must not exceed the 27 train images; lower it or add images"),
+        (config(teacher="nowhere"), "Received: nowhere, which holds no run"),
+        (config(fm_tap="stage9"), "--fm_tap must be one of stage1, stage2 for this backbone. Received: 'stage9'"),
+    ]
+    for wrong, message in mistakes:
+        with pytest.raises(UserError, match=message):
+            train(wrong)
         assert not (tmp_path / "run" / "original").exists()
     run = train(config(methods=("direct",)))
     assert run.is_done("direct")
@@ -254,6 +264,27 @@ def test_broken_caches_of_logits_are_computed_anew(config):
     (run.path / "direct" / "logits_test.npy").write_bytes(b"\x93NUMPY half")
     train(config(methods=("direct",)))
     assert (run.path / "results.csv").read_text() == before
+
+
+def test_metrics_without_steps_are_one_line(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,step\n1,6\n2,12\n3,18\n")
+    assert [row["epoch"] for row in loop._rows_until(path, 12)] == ["1", "2"]
+    for text in ("epoch\n1\n", "epoch,step\n1\n", "epoch,step\n1,six\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"is no metrics.csv any more \(.*\); restore it, or delete it to go on"):
+            loop._rows_until(path, 12)
+
+
+def test_a_split_without_readable_images_is_told(config, folder):
+    images = sorted((folder / "test").rglob("*.png"))
+    for path in images:
+        path.write_bytes(b"no image")
+    cfg = config(on_bad_image="skip")
+    with pytest.raises(UserError, match="the test split needs readable images; mend them. Received: test/blue/0.png "):
+        sources.load(cfg)
+    images[0].write_bytes((folder / "train" / "blue" / "0.png").read_bytes())
+    assert sources.load(cfg).splits["test"].num_examples == 1
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.csv"])

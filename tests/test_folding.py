@@ -5,48 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from model_helpers import assert_outputs_same, images, normalisations, shipped_model, with_random_statistics
 
 from thumbnet_tf import backbones, folding, graph, thumbnet
 from thumbnet_tf.config import Config
 
 
-def with_random_statistics(model: keras.Model, seed: int = 0) -> keras.Model:
-    """Gives every batch normalisation and bias values that hide no error, as gamma 0 or mean 0 would."""
-    random = np.random.default_rng(seed)
-    for layer in model.layers:
-        if isinstance(layer, layers.BatchNormalization):
-            size = layer.moving_mean.shape
-            signs = random.choice([-1.0, 1.0], size)
-            layer.gamma.assign(signs * random.uniform(0.5, 1.5, size))
-            layer.beta.assign(random.normal(0, 0.5, size))
-            layer.moving_mean.assign(random.normal(0, 0.5, size))
-            layer.moving_variance.assign(random.uniform(0.3, 3.0, size))
-        elif getattr(layer, "use_bias", False):
-            layer.bias.assign(random.normal(0, 0.1, layer.bias.shape))
-    return model
-
-
-def shipped_model(backbone: str = "resnet18", ratio: int = 2, kind: str = "learned", bits: int = 8) -> keras.Model:
-    cfg = Config(backbone=backbone, image_size=64, ratio=ratio, width=0.125, thumbnail_bits=bits)
-    teacher = thumbnet.build_teacher(cfg, 5)
-    student, _ = thumbnet.build_student(cfg, teacher)
-    return thumbnet.build_shipped(cfg, kind, thumbnet.build_downscaler(cfg, kind), student)
-
-
-def normalisations(model: keras.Model) -> list[str]:
-    return [layer.name for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
-
-
-def images(size: int, count: int = 2) -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 256, (count, size, size, 3)).astype(np.float32)
-
-
-def assert_same(got: dict, expected: dict, tolerance: float = 1e-4) -> None:
-    assert sorted(got) == sorted(expected)
-    for name, value in expected.items():
-        value = value.numpy()
-        assert np.abs(value).max() > 0.01, f"{name} is all zero: nothing is compared"
-        assert np.abs(got[name].numpy() - value).max() <= tolerance * np.abs(value).max(), name
+def small(ratio: int = 2, bits: int = 8) -> Config:
+    return Config(image_size=64, ratio=ratio, width=0.125, thumbnail_bits=bits)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "vgg11"])
@@ -55,7 +21,7 @@ def test_folded_backbone_equals_the_source_at_all_taps(backbone):
     before = [weight.numpy() for weight in model.weights]
     folded = folding.fold(model)
     assert normalisations(model) and not normalisations(folded)
-    assert_same(folded(images(64), training=False), model(images(64), training=False))
+    assert_outputs_same(folded(images(64), training=False), model(images(64), training=False))
     kept = [layer.name for layer in model.layers if not isinstance(layer, layers.BatchNormalization)]
     assert sorted(layer.name for layer in folded.layers) == sorted(kept)
     for weight in folded.weights:
@@ -67,7 +33,7 @@ def test_folded_backbone_equals_the_source_at_all_taps(backbone):
 @pytest.mark.parametrize("bits", [0, 8])
 @pytest.mark.parametrize(("kind", "ratio"), [("learned", 2), ("learned", 4), ("bicubic", 2), ("area", 4)])
 def test_folded_shipped_model_equals_the_source(kind, ratio, bits):
-    model = with_random_statistics(shipped_model(ratio=ratio, kind=kind, bits=bits))
+    model = with_random_statistics(shipped_model(small(ratio, bits), kind))
     folded = folding.fold(model)
     assert not normalisations(folded)
     got, expected = folded(images(64), training=False), model(images(64), training=False)
@@ -75,9 +41,9 @@ def test_folded_shipped_model_equals_the_source(kind, ratio, bits):
         levels = np.abs(got["thumbnail"].numpy() - expected["thumbnail"].numpy())
         assert levels.max() <= 1.001 and np.mean(levels > 0.001) < 1e-3
         expected = {"logits": folded_tail(model, got["thumbnail"])}
-        assert_same({"logits": got["logits"]}, expected)
+        assert_outputs_same({"logits": got["logits"]}, expected)
     else:
-        assert_same(got, expected)
+        assert_outputs_same(got, expected)
 
 
 def folded_tail(model: keras.Model, thumbnail: tf.Tensor) -> tf.Tensor:
@@ -86,13 +52,13 @@ def folded_tail(model: keras.Model, thumbnail: tf.Tensor) -> tf.Tensor:
 
 
 def test_parts_cut_from_a_model_can_be_folded():
-    model = with_random_statistics(shipped_model(bits=0))
+    model = with_random_statistics(shipped_model(small(bits=0)))
     parts = thumbnet.deployed(model, model)
     for part, size in ((parts.downscaler, 64), (parts.student, 32)):
         folded = folding.fold(part)
         assert not normalisations(folded)
         got, expected = folded(images(size), training=False), part(images(size), training=False)
-        assert_same(*({"it": x["logits"] if isinstance(x, dict) else x} for x in (got, expected)))
+        assert_outputs_same(*({"it": x["logits"] if isinstance(x, dict) else x} for x in (got, expected)))
         assert folded.input_shape == part.input_shape
 
 
@@ -103,7 +69,7 @@ def test_a_model_of_mixed_precision_is_folded_to_float32():
     assert {layer.compute_dtype for layer in folded.layers} == {"float32"}
     plain = backbones.build("resnet18", 32, 5, 0.125)
     plain.set_weights(model.get_weights())
-    assert_same(folded(images(32), training=False), plain(images(32), training=False))
+    assert_outputs_same(folded(images(32), training=False), plain(images(32), training=False))
 
 
 def test_a_model_of_mixed_precision_can_keep_it():
@@ -118,7 +84,7 @@ def test_a_model_of_mixed_precision_can_keep_it():
     got, expected = folded(images(32), training=False), folding.fold(model)(images(32), training=False)
     assert got["logits"].dtype == tf.float32 and got["stage2"].dtype == tf.bfloat16
     got = {name: tf.cast(value, tf.float32) for name, value in got.items()}
-    assert_same(got, expected, tolerance=0.05)  # bfloat16 has 8 bits
+    assert_outputs_same(got, expected, tolerance=0.05)  # bfloat16 has 8 bits
 
 
 def test_normalisations_that_stand_elsewhere_are_kept():
@@ -139,4 +105,4 @@ def test_normalisations_that_stand_elsewhere_are_kept():
             layer.moving_variance.assign([0.5, 2.0, 1.5, 0.7])
     folded = folding.fold(model)
     assert set(normalisations(folded)) == set(normalisations(model)) - {"foldable"}
-    assert_same(folded(images(8) / 255, training=False), model(images(8) / 255, training=False))
+    assert_outputs_same(folded(images(8) / 255, training=False), model(images(8) / 255, training=False))

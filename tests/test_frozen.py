@@ -5,9 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from model_helpers import assert_outputs_same, images, shipped_model, with_random_statistics
 
-from tests.test_folding import assert_same, images, shipped_model, with_random_statistics
 from thumbnet_tf import backbones, folding, frozen
+from thumbnet_tf.config import Config
+
+
+def unrounded(ratio: int) -> Config:
+    return Config(image_size=64, ratio=ratio, width=0.125, thumbnail_bits=0)
 
 
 @pytest.mark.parametrize("dtype", [tf.uint8, tf.float32])
@@ -17,13 +22,13 @@ def test_frozen_equals_the_model(batch_size, dtype):
     function = frozen.freeze(model, batch_size, dtype)
     assert not function.variables
     assert function.structured_input_signature[0][0].shape.as_list() == [batch_size, 64, 64, 3]
-    assert_same(function(tf.cast(images(64), dtype)), model(images(64), training=False))
+    assert_outputs_same(function(tf.cast(images(64), dtype)), model(images(64), training=False))
 
 
 @pytest.mark.parametrize(("kind", "ratio"), [("learned", 2), ("learned", 4), ("bicubic", 2), ("area", 4)])
 def test_frozen_shipped_model_equals_it(kind, ratio):
-    model = with_random_statistics(shipped_model(ratio=ratio, kind=kind, bits=0))
-    assert_same(frozen.freeze(model)(images(64).astype(np.uint8)), model(images(64), training=False))
+    model = with_random_statistics(shipped_model(unrounded(ratio), kind))
+    assert_outputs_same(frozen.freeze(model)(images(64).astype(np.uint8)), model(images(64), training=False))
 
 
 def test_frozen_keeps_the_weights_of_its_time():
@@ -44,7 +49,7 @@ def test_a_model_of_one_output_returns_a_tensor():
 
 @pytest.mark.parametrize(("ratio", "rewritten"), [(4, True), (2, False)])
 def test_downscaler_reads_pixels_where_its_maps_are_smaller(ratio, rewritten):
-    model = folding.fold(with_random_statistics(shipped_model(ratio=ratio, bits=0)))
+    model = folding.fold(with_random_statistics(shipped_model(unrounded(ratio))))
     result = frozen.on_pixels(model)
     names = [layer.name for layer in result.layers]
     assert ("downscaler_1_conv_map" in names) is rewritten
@@ -53,7 +58,7 @@ def test_downscaler_reads_pixels_where_its_maps_are_smaller(ratio, rewritten):
     thumbnail = expected["thumbnail"].numpy()
     for edge in (np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]):  # where zeros are padded
         np.testing.assert_allclose(got["thumbnail"].numpy()[edge], thumbnail[edge], atol=1e-3)
-    assert_same(got, expected)
+    assert_outputs_same(got, expected)
 
 
 def test_first_layer_with_larger_maps_stays():

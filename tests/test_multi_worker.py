@@ -152,10 +152,12 @@ def arguments(tmp_path_factory) -> list[str]:
 def two(arguments, tmp_path_factory) -> tuple[RunDir, list[tuple[int, str]]]:
     """Returns a run of two machines, and how each ended; beside it lies a run of one machine."""
     folder = tmp_path_factory.mktemp("runs")
-    together = Machines(2, *arguments, f"--run_dir={folder}/two")
-    alone = Machines(1, *arguments, f"--run_dir={folder}/one", "--strategy=none")
-    ends = together.ends()
-    assert [code for code, _ in [*ends, *alone.ends()]] == [0, 0, 0], ends
+    with (
+        Machines(2, *arguments, f"--run_dir={folder}/two") as together,
+        Machines(1, *arguments, f"--run_dir={folder}/one", "--strategy=none") as alone,
+    ):
+        ends = together.ends()
+        assert [code for code, _ in [*ends, *alone.ends()]] == [0, 0, 0], ends
     return RunDir(folder / "two"), ends
 
 
@@ -187,11 +189,11 @@ def test_two_machines_train_like_one(two):
 @pytest.mark.xdist_group("multi_worker")
 def test_a_killed_machine_ends_the_job_and_both_resume_bit_for_bit(arguments, two, tmp_path):
     command, pause = [*arguments, f"--run_dir={tmp_path}/run", "--checkpoint_seconds=0"], tmp_path / "pause"
-    machines = Machines(2, *command, PAUSE=pause, PAUSE_STEP=STEPS + 3)  # thumbnet's fourth step
-    await_pause(pause, machines)
-    machines.processes[1].send_signal(signal.SIGKILL)
-    started = time.monotonic()
-    (code, output), (killed, _) = machines.ends()
+    with Machines(2, *command, PAUSE=pause, PAUSE_STEP=STEPS + 3) as machines:  # thumbnet's fourth step
+        await_pause(pause, machines)
+        machines.processes[1].send_signal(signal.SIGKILL)
+        started = time.monotonic()
+        (code, output), (killed, _) = machines.ends()
     assert time.monotonic() - started < 60
     assert (code, killed) == (1, -signal.SIGKILL)
     last = output.strip().splitlines()[-1]
@@ -208,12 +210,12 @@ def test_a_killed_machine_ends_the_job_and_both_resume_bit_for_bit(arguments, tw
 @pytest.mark.xdist_group("multi_worker")
 def test_a_killed_chief_ends_the_job(arguments, tmp_path):
     pause = tmp_path / "pause"
-    machines = Machines(2, *arguments, f"--run_dir={tmp_path}/run", PAUSE=pause, PAUSE_STEP=2)
-    await_pause(pause, machines)
-    machines.processes[0].send_signal(signal.SIGKILL)
-    pause.unlink()
-    started = time.monotonic()
-    (killed, _), (code, output) = machines.ends()
+    with Machines(2, *arguments, f"--run_dir={tmp_path}/run", PAUSE=pause, PAUSE_STEP=2) as machines:
+        await_pause(pause, machines)
+        machines.processes[0].send_signal(signal.SIGKILL)
+        pause.unlink()
+        started = time.monotonic()
+        (killed, _), (code, output) = machines.ends()
     assert time.monotonic() - started < 60
     assert (killed, code) == (-signal.SIGKILL, 1)
     assert output.strip().splitlines()[-1].startswith("error: original, step ")
@@ -244,13 +246,13 @@ def test_sigterm_ends_a_machine_that_does_not_train_yet():
 @pytest.mark.xdist_group("multi_worker")
 def test_sigterm_to_any_machine_saves_and_ends_all_and_both_resume(arguments, two, tmp_path):
     command, pause = [*arguments, f"--run_dir={tmp_path}/run"], tmp_path / "pause"
-    machines = Machines(2, *command, PAUSE=pause, PAUSE_STEP=2)
-    await_pause(pause, machines)
-    machines.processes[1].send_signal(signal.SIGTERM)
-    pause.unlink()
-    for code, output in machines.ends():
-        assert code == 128 + signal.SIGTERM
-        assert "interrupted by SIGTERM; the state is saved." in output
+    with Machines(2, *command, PAUSE=pause, PAUSE_STEP=2) as machines:
+        await_pause(pause, machines)
+        machines.processes[1].send_signal(signal.SIGTERM)
+        pause.unlink()
+        for code, output in machines.ends():
+            assert code == 128 + signal.SIGTERM
+            assert "interrupted by SIGTERM; the state is saved." in output
     again = Machines(2, *command).ends()
     assert [code for code, _ in again] == [0, 0], again
     assert all("original: resuming at step 3" in output for _, output in again)
@@ -261,11 +263,11 @@ def test_sigterm_to_any_machine_saves_and_ends_all_and_both_resume(arguments, tw
 @pytest.mark.xdist_group("multi_worker")
 def test_what_one_machine_began_two_can_go_on_with(arguments, two, tmp_path):
     command, pause = [*arguments, f"--run_dir={tmp_path}/run"], tmp_path / "pause"
-    machine = Machines(1, *command, PAUSE=pause, PAUSE_STEP=2)
-    await_pause(pause, machine)
-    machine.processes[0].send_signal(signal.SIGTERM)
-    pause.unlink()
-    assert machine.ends()[0][0] == 128 + signal.SIGTERM
+    with Machines(1, *command, PAUSE=pause, PAUSE_STEP=2) as machine:
+        await_pause(pause, machine)
+        machine.processes[0].send_signal(signal.SIGTERM)
+        pause.unlink()
+        assert machine.ends()[0][0] == 128 + signal.SIGTERM
     again = Machines(2, *command).ends()
     assert [code for code, _ in again] == [0, 0], again
     assert all("original: resuming at step 3" in output for _, output in again)

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import itertools
-import shutil
 
 import numpy as np
 import pytest
@@ -19,14 +18,7 @@ from thumbnet_tf.data import sources
 from thumbnet_tf.evaluate import load_parts
 from thumbnet_tf.loop import COLUMNS
 from thumbnet_tf.plots import Options
-from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import METHODS
-
-
-@pytest.fixture
-def run_copy(tiny_run, tmp_path) -> RunDir:
-    """Returns a copy of the tiny run that may be changed."""
-    return RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
 
 
 def pixels(figure: Figure) -> np.ndarray:

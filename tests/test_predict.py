@@ -165,22 +165,21 @@ def test_images_that_exif_says_to_turn_are_told(tiny_run, disc_files, tmp_path, 
     assert "EXIF" not in caplog.text
 
 
-def test_default_method_is_thumbnet_else_the_last_finished(tiny_run, tmp_path):
+def test_default_method_is_thumbnet_else_the_last_finished(tiny_run, run_copy):
     assert predict.choose_method(tiny_run, "") == "thumbnet"
     assert predict.choose_method(tiny_run, "direct") == "direct"
-    copy = RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
-    (copy.path / "thumbnet" / "done.json").unlink()
-    assert predict.choose_method(copy, "") == "bicubic"
+    (run_copy.path / "thumbnet" / "done.json").unlink()
+    assert predict.choose_method(run_copy, "") == "bicubic"
     for method in ("thumbnet", "nonsense"):
         with pytest.raises(UserError, match=rf"finished in this run: original, direct, bicubic. Received: '{method}'"):
-            predict.choose_method(copy, method)
+            predict.choose_method(run_copy, method)
     for method in ("original", "direct", "bicubic"):
-        (copy.path / method / "done.json").unlink()
+        (run_copy.path / method / "done.json").unlink()
     with pytest.raises(UserError, match=r"must hold a finished method; finish thumbnet_tf.train"):
-        predict.choose_method(copy, "")
+        predict.choose_method(run_copy, "")
 
 
-def test_mistakes_are_told(tiny_run, disc_files, tmp_path):
+def test_mistakes_are_told(tiny_run, run_copy, disc_files, tmp_path):
     def run(**options):
         predict.main(Options(**{"run_dir": str(tiny_run.path), "files": tuple(disc_files), **options}))
 
@@ -207,14 +206,13 @@ def test_mistakes_are_told(tiny_run, disc_files, tmp_path):
         Options(run_dir=str(tiny_run.path))
     with pytest.raises(UserError, match=r"--from_thumbnails makes no new ones"):
         run(from_thumbnails=True, save_thumbnails="t")
-    copy = RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
-    (copy.path / "data.json").write_text("{")
+    (run_copy.path / "data.json").write_text("{")
     with pytest.raises(UserError, match=r"data.json can't be read \(JSONDecodeError\); restore it"):
-        run(run_dir=str(copy.path))
-    shutil.copy(tiny_run.path / "data.json", copy.path)
-    (copy.path / "thumbnet" / "student.keras").write_bytes(b"broken")
+        run(run_dir=str(run_copy.path))
+    shutil.copy(tiny_run.path / "data.json", run_copy.path)
+    (run_copy.path / "thumbnet" / "student.keras").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"student.keras can't be loaded as a Keras model"):
-        run(run_dir=str(copy.path))
+        run(run_dir=str(run_copy.path))
 
 
 def test_command_line(tiny_run, disc_files, tmp_path):

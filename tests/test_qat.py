@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
-from qat_helpers import shipped_model
+from model_helpers import shipped_model
 from run_helpers import CLASSES, IMAGE_SIZE, RATIO
 
 from thumbnet_tf import fake_quant, qat, twin

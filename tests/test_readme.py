@@ -1,5 +1,6 @@
 """The README's commands must exist and its tables must be those of the result files."""
 
+import importlib
 import pathlib
 import re
 import shlex
@@ -9,9 +10,11 @@ import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
 from data_helpers import by_pillow
+from run_helpers import CLASSES
 
+import experiments.run
 import thumbnet_tf
-from experiments import choices, row_tables, summary, tables, views
+from experiments import choices, demo_check, deployment, row_tables, speed, summary, tables, views
 from thumbnet_tf import (
     benchmark,
     client,
@@ -21,6 +24,7 @@ from thumbnet_tf import (
     flags,
     plots,
     predict,
+    preprocess,
     report,
     wire,
 )
@@ -48,34 +52,61 @@ OPTIONS = {
 PLACES = {"N": "1", "K": "1", "$epochs": "1", "$rate": "0.1", "METHOD": "thumbnet", "FLAG": "--w_mm=1"}
 
 
-def commands() -> list[str]:
+def commands(package: str) -> list[str]:
+    """Returns the commands of a package that the pages and flagfiles name, from `package.` on."""
     page = (ROOT / "experiments" / "README.md").read_text()
     texts = [README, page, *(path.read_text() for path in (ROOT / "experiments").glob("*.flags"))]
+    name = rf"({package}\."
     joined = [text.replace("\\\n", " ") for text in texts]  # a command in a block goes on behind a backslash
-    blocks = [match for text in joined for match in re.findall(r"^[^#`\n]*python -m (thumbnet_tf\..*)$", text, re.M)]
+    blocks = [match for text in joined for match in re.findall(rf"^[^#`\n]*python -m {name}.*)$", text, re.M)]
     # one in a sentence may be broken by the line's end
-    inline = [match for text in joined for match in re.findall(r"`python -m (thumbnet_tf\.[^`]*)`", text)]
-    comments = [match for text in texts for match in re.findall(r"^#.*python -m (thumbnet_tf\..*)$", text, re.M)]
+    inline = [match for text in joined for match in re.findall(rf"`python -m {name}[^`]*)`", text)]
+    comments = [match for text in texts for match in re.findall(rf"^#.*python -m {name}.*)$", text, re.M)]
     return [*blocks, *inline, *comments]
 
 
 def test_every_command_parses(monkeypatch):
     monkeypatch.chdir(ROOT)
     seen = set()
-    for command in commands():
+    for command in commands("thumbnet_tf"):
         for name, value in PLACES.items():
             command = re.sub(rf"(?<![A-Z_]){re.escape(name)}(?![A-Z_])", value, command)
         module, *arguments = shlex.split(command)
         name = module.removeprefix("thumbnet_tf.")
-        values = absl_flags.FlagValues()
-        absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
-        positional = "files" if name in ("predict", "client") else None
-        flags.define(OPTIONS[name], positional, flag_values=values)
-        rest = values([name, *arguments])
-        options = flags.parsed(OPTIONS[name], rest[1:], positional, flag_values=values)
+        options = parsed(OPTIONS[name], arguments, "files" if name in ("predict", "client") else None)
         assert getattr(options, "run_dir", True) or name in ("train", "benchmark")
         seen.add(name)
     assert {"train", "predict", "plots", "report", "export", "client", "demo"} <= seen
+
+
+def parsed(options_type: type, arguments: list[str], positional: str | None = None):
+    values = absl_flags.FlagValues()
+    absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
+    flags.define(options_type, positional, flag_values=values)
+    rest = values(["main", *arguments])
+    return flags.parsed(options_type, rest[1:], positional, flag_values=values)
+
+
+def test_every_command_of_the_experiments_can_be_given():
+    seen = set()
+    for command in commands("experiments"):
+        module, *arguments = shlex.split(command, comments=True)
+        name = module.removeprefix("experiments.")
+        assert "__main__" in pathlib.Path(importlib.import_module(module).__file__).read_text(), command
+        if name in ("run", "demo_check"):
+            parsed({"run": experiments.run, "demo_check": demo_check}[name].Options, arguments)
+        elif name == "row_latency":
+            assert {f"{arguments[0]}_{row}" for row in arguments[1:]} <= set(experiments.run.names()), command
+        elif name == "speed":
+            assert arguments in [[what] for what in speed.REPORTS], command
+        elif name in ("tables", "tflite_latency"):
+            assert arguments == [], command
+        else:  # a table of runs
+            kind = f"_{arguments.pop(0)}" if name == "deployment" else "" if name == "summary" else f"_{name}"
+            assert name != "deployment" or kind[1:] in deployment.KINDS, command
+            assert (summary.RESULTS / f"{arguments[0]}{kind}.csv").is_file(), command
+        seen.add(name)
+    assert {"run", "summary", "choices", "views", "feature_maps", "deployment", "tables"} <= seen
 
 
 def test_the_runtime_of_the_demo_is_installed_as_it_asks_for():
@@ -139,7 +170,10 @@ def test_python_of_the_readme_runs(tiny_run, tiny_resnet, photos):
     exec(code.replace(call, "finished").replace("runs/mine", str(tiny_run.path)), names)
     assert {path: path.stat().st_mtime_ns for path in done} == done  # a finished run trains nothing more
     assert names["thumbnails"].shape == (4, 16, 16, 3) and names["thumbnails"].dtype == np.uint8
-    assert [answer.label for answer in names["answers"]] == [answer.top[0][0] for answer in names["answers"]]
+    answers = [answer.label for answer in names["answers"]]
+    crops = np.stack([preprocess.eval_crop(image, 32, 0.875) for image in images])
+    said = tiny_run.load_model("thumbnet", "shipped")(crops, training=False)["logits"].numpy().argmax(-1)
+    assert len(answers) == 4 and answers == [CLASSES[label] for label in said]
     assert names["classifier"](photos(2, 32).astype("float32")).shape == (2, 2)
     history = names["history"].history
     assert np.isfinite(history["loss"]).all() and {"cl", "kd", "fm", "mm", "accuracy", "agreement"} <= set(history)
@@ -154,9 +188,10 @@ def test_images_of_the_quickstart_can_be_written(tmp_path, monkeypatch):
     assert all(image.shape == (96, 96, 3) and image.std() > 5 for image in images)
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("folder", [".", "experiments", "experiments/android", "saved_models"])
+def test_links_lead_somewhere(folder):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / folder / "README.md").read_text()):
+        assert target.startswith("http") or (ROOT / folder / target).exists(), target
 
 
 def row(method, seed, top1):

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import html.parser
 import json
 import pathlib
 import re
@@ -10,59 +9,23 @@ import shutil
 
 import numpy as np
 import pytest
+from report_helpers import Parsed, table_of
 from run_helpers import CLASSES, IMAGE_SIZE, RATIO
 from teacher_helpers import teacher
 
-from thumbnet_tf import report, report_sections, teachers
+from thumbnet_tf import parity, report, report_sections, teachers
 from thumbnet_tf.config import FlagError, UserError
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.data import sources
 from thumbnet_tf.report import Options
 from thumbnet_tf.report_data import gather
 from thumbnet_tf.report_html import Markup, element, table
-from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stats import Paired, wilson
 from thumbnet_tf.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
-EMPTY = {"meta", "img", "link", "input", "br", "hr"}  # elements without an end
 WITH_DATA = {"Images and thumbnails", "Classes", "Right before, wrong now", "Calibration"}
 ALWAYS = {"What was trained", "Accuracy", "Cost", "Training", "Export", "Repeat it"}
-
-
-class Parsed(html.parser.HTMLParser):
-    """Elements, texts and tables of a page; fails on what is not closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open, self.found, self.texts = [], [], collections.defaultdict(list)
-        self.rows: dict[str, list[list[str]]] = {}  # by a table's caption
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-        if tag not in EMPTY:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows[self.texts["caption"][-1]].append([])
-        elif tag in ("td", "th"):
-            self.rows[self.texts["caption"][-1]][-1].append("")
-
-    def handle_startendtag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-        if tag == "caption":
-            self.rows[self.texts["caption"][-1]] = []
-
-    def handle_data(self, data):
-        if self.open:
-            self.texts[self.open[-1]].append(data)
-        if {"td", "th"} & set(self.open[-2:]):
-            self.rows[self.texts["caption"][-1]][-1][-1] += data
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +44,6 @@ def text(study) -> str:
 def page(text) -> Parsed:
     """Returns it read."""
     return Parsed(text)
-
-
-@pytest.fixture
-def run_copy(tiny_run, tmp_path) -> RunDir:
-    """Returns a copy of the tiny run that may be changed."""
-    return RunDir(shutil.copytree(tiny_run.path, tmp_path / "copy"))
-
-
-def table_of(page: Parsed, caption: str) -> dict[str, dict[str, str]]:
-    """Returns a table's cells by title of row and column."""
-    (titles, *rows) = next(rows for name, rows in page.rows.items() if caption in name)
-    return {row[0]: dict(zip(titles, row, strict=True)) for row in rows}
 
 
 def test_nothing_is_asked_for_from_elsewhere(page, text):
@@ -169,6 +120,45 @@ def test_classes_and_images_are_those_of_the_answers(page, study, text):
     assert len(images) == 4 * (1 + 2 + 2) + min(lost, 10) * (1 + 2)
     own = [attributes for attributes in images if attributes["class"] == "own"]
     assert {(a["width"], a["height"]) for a in own} == {(str(IMAGE_SIZE // RATIO),) * 2}
+
+
+def test_three_that_are_lost_and_one_that_is_won(run_copy):
+    labels = np.repeat([0, 1, 2], 3)
+    for method, wrong in (("original", [0]), ("thumbnet", [1, 2, 5])):
+        answers = labels.copy()
+        answers[wrong] = (labels[wrong] + 1) % 3
+        np.save(run_copy.method(method) / "logits_test.npy", 4 * np.eye(3, dtype=np.float32)[answers])
+    study = gather(run_copy)
+    np.testing.assert_array_equal(study.labels, labels)
+    text = report_sections.page(study, 4, 10)
+    page = Parsed(text)
+    assert "T is right and S wrong for 3 of 9 test images" in text
+    assert sum(tag == "article" for tag, _ in page.found) == 4 + 3
+    shown = table_of(page, "by class")
+    columns = ("images", "T, %", "S, %", "points", "only T right", "only S right")
+    assert [[shown[name][column] for column in columns] for name in CLASSES] == [
+        ["3", "66.7", "33.3", "-33.3", "2", "1"],
+        ["3", "100.0", "66.7", "-33.3", "1", "0"],
+        ["3", "100.0", "100.0", "+0.0", "0", "0"],
+    ]
+    (titles, *lines) = next(found for name, found in page.rows.items() if "paired" in name)
+    cells = next(dict(zip(titles, line, strict=True)) for line in lines if line[:2] == ["thumbnet", "original"])
+    assert (cells["points"], cells["only it right"], cells["only the other right"]) == ("-22.2", "1", "3")
+    assert cells["p"] == "0.625"  # of 4 that differ at most 1: (1 + 4) / 16, twice
+
+
+def test_an_export_without_its_table_or_its_run_is_refused(run_copy, tmp_path):
+    manifest = {"run": str(run_copy.path), "method": "thumbnet", "version": 1, "created": "2026"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"must hold a parity.csv and name its run; export anew. Received: "):
+        gather(run_copy, "", str(tmp_path))
+    row = dict.fromkeys(parity.COLUMNS, "1")
+    write_rows(tmp_path / "parity.csv", parity.COLUMNS, [row])
+    assert gather(run_copy, "", str(tmp_path)).export.parity == [row]
+    del manifest["created"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"must hold a parity.csv and name its run; export anew. Received: "):
+        gather(run_copy, "", str(tmp_path))
 
 
 @pytest.mark.slow

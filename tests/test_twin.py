@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from qat_helpers import in_pixels, shipped_model
+from model_helpers import in_pixels, shipped_model
 
 from thumbnet_tf import foreign, thumbnet, twin
 from thumbnet_tf.config import Config, UserError

@@ -1,7 +1,6 @@
 """Tests of sending thumbnails: bytes, accuracy and the JPEG round trip of training are the codec's own."""
 
 import io
-import shutil
 
 import keras
 import numpy as np
@@ -22,12 +21,6 @@ from thumbnet_tf.runs import RunDir
 from thumbnet_tf.wire import Options
 
 SMALL = IMAGE_SIZE // RATIO
-
-
-@pytest.fixture
-def run(tiny_run, tmp_path) -> RunDir:
-    """Returns a copy of the tiny run that may be written to."""
-    return RunDir(shutil.copytree(tiny_run.path, tmp_path / "run"))
 
 
 def pillow(image: np.ndarray, *args, **options) -> bytes:
@@ -158,13 +151,13 @@ def independent(run: RunDir, method: str, split: sources.Split) -> dict[str, tup
 
 
 @pytest.mark.parametrize(("method", "split"), [("thumbnet", "test"), ("bicubic", "validation")])
-def test_rows_are_what_each_image_alone_gives(run, capsys, method, split):
-    wire.main(Options(run_dir=str(run.path), method=method, split=split, uplink_mbps=2.0))
+def test_rows_are_what_each_image_alone_gives(run_copy, capsys, method, split):
+    wire.main(Options(run_dir=str(run_copy.path), method=method, split=split, uplink_mbps=2.0))
     printed = capsys.readouterr().out.splitlines()
-    rows = read_rows(run.path / method / "wire.csv")
-    data = sources.load(run.config(), (split,)).splits[split]
-    assert data.num_examples % run.config().batch_size > 0  # a last batch with padding
-    expected = independent(run, method, data)
+    rows = read_rows(run_copy.path / method / "wire.csv")
+    data = sources.load(run_copy.config(), (split,)).splits[split]
+    assert data.num_examples % run_copy.config().batch_size > 0  # a last batch with padding
+    expected = independent(run_copy, method, data)
     lossless = expected.pop("lossless")[1]
     labels = data.labels
     assert [row["encoding"] + row["quality"] for row in rows] == list(expected)
@@ -188,24 +181,24 @@ def test_rows_are_what_each_image_alone_gives(run, capsys, method, split):
     assert printed[-1] == f"{method}, {split} split, {data.num_examples} images, 2 Mbit/s"
 
 
-def test_top1_is_that_of_evaluate_and_splits_stand_side_by_side(run):
-    evaluated = {(row["method"], row["split"]): row["top1"] for row in read_rows(run.path / "results.csv")}
+def test_top1_is_that_of_evaluate_and_splits_stand_side_by_side(run_copy):
+    evaluated = {(row["method"], row["split"]): row["top1"] for row in read_rows(run_copy.path / "results.csv")}
     for split in ("validation", "test", "test"):
-        wire.main(Options(run_dir=str(run.path), split=split))
-    rows = read_rows(run.path / "thumbnet" / "wire.csv")
+        wire.main(Options(run_dir=str(run_copy.path), split=split))
+    rows = read_rows(run_copy.path / "thumbnet" / "wire.csv")
     assert [row["split"] for row in rows] == ["validation"] * 8 + ["test"] * 8
     for row in rows:
         if row["encoding"] == "png":
             assert row["top1"] == evaluated["thumbnet", row["split"]]
 
 
-def test_mistakes_are_named(run):
+def test_mistakes_are_named(run_copy):
     with pytest.raises(UserError, match="--method must be one that makes thumbnails; choose another. Received: origin"):
-        wire.main(Options(run_dir=str(run.path), method="original"))
+        wire.main(Options(run_dir=str(run_copy.path), method="original"))
     with pytest.raises(UserError, match="--method must be one finished in this run"):
-        wire.main(Options(run_dir=str(run.path), method="area"))
+        wire.main(Options(run_dir=str(run_copy.path), method="area"))
     with pytest.raises(FlagError, match="--split must be one of validation, test. Received: 'train'"):
         Options(split="train")
     with pytest.raises(FlagError, match="--uplink_mbps must be at least 0.001"):
         Options(uplink_mbps=0)
-    assert not list(run.path.rglob("wire.csv"))
+    assert not list(run_copy.path.rglob("wire.csv"))

@@ -6,7 +6,7 @@ import os
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from data_helpers import write_pngs
 
 from thumbnet_tf import loop
 from thumbnet_tf.config import Config
@@ -21,12 +21,9 @@ def folder(tmp_path, photos):
     root = tmp_path / "photos"
     for index, name in enumerate(CLASSES):
         for part, count in (("train", 10), ("test", 3)):
-            (root / part / name).mkdir(parents=True)
             images = photos(count, 40, seed=index if part == "train" else 10 + index).astype(int)
             images[..., 2 - index] += 60
-            for i, image in enumerate(images):
-                png = tf.io.encode_png(np.clip(image, 0, 255).astype(np.uint8))
-                (root / part / name / f"{i}.png").write_bytes(png.numpy())
+            write_pngs(root / part / name, np.clip(images, 0, 255).astype(np.uint8))
     return root
 
 
