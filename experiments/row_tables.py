@@ -123,7 +123,7 @@ def differences_markdown(of_set: str, rows: list[dict[str, str]]) -> str:
 
 
 def overview_markdown(sets: dict[str, list[dict[str, str]]]) -> str:
-    """Returns the table of what matters most of some sets: test accuracies, each with its seeds.
+    """Returns the table of what matters most of some sets: test accuracies, each with its seeds and those seeds' T.
 
     Args:
         sets: rows of each set's CSV, T's included, by the set's name.
@@ -138,10 +138,23 @@ def overview_markdown(sets: dict[str, list[dict[str, str]]]) -> str:
         for name in OVERVIEW:
             row = teacher_row(f"{of_set}_{name}") if name == ORIGINAL else f"{of_set}_{name}"
             found = [each for each in rows if each["row"] == row and each["split"] == "test"]
-            seeds = ", ".join(each["seed"] for each in found)
-            cells.append(f"{spread(found, 'top1')} ({seeds})" if found else "-")
+            of_teacher, seeds = means(rows, [teacher_row(f"{of_set}_{ORIGINAL}"), row])
+            beside = "" if name == ORIGINAL or not seeds or seeds < len(found) else f"; T {100 * of_teacher[0]:.1f}"
+            cells.append(
+                f"{spread(found, 'top1')} ({_numbers([each['seed'] for each in found])}{beside})" if found else "-"
+            )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _numbers(seeds: Sequence[str]) -> str:
+    """Returns seeds as text: `seed 3`, `seeds 0-2`, or `seeds 1, 3, 4` where some between are missing."""
+    values = sorted(map(int, seeds))
+    if len(values) == 1:
+        return f"seed {values[0]}"
+    if values == list(range(values[0], values[-1] + 1)):
+        return f"seeds {values[0]}-{values[-1]}"
+    return f"seeds {', '.join(map(str, values))}"
 
 
 def means(rows: list[dict[str, str]], names: Sequence[str], split: str = "test") -> tuple[list[float], int]:

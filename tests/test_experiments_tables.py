@@ -83,7 +83,12 @@ def test_table_computes_mean_spread_and_recovered_share(monkeypatch):
 
 def test_overview_shows_each_accuracy_with_its_seeds(monkeypatch):
     monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
-    tops = {"flowers_32_original": [0.9], "flowers_64_bicubic": [0.7, 0.8], "flowers_64_narrow_thumbnet": [0.85]}
+    tops = {
+        "flowers_32_original": [0.9, 0.92, 0.97],
+        "flowers_64_bicubic": [0.7, 0.8],
+        "flowers_64_narrow_thumbnet": [0.85],
+        "flowers_64_thumbnet": [0.8, 0.8, 0.8, 0.8],  # the last one's T isn't measured
+    }
     rows = [
         {"row": name, "split": split, "top1": str(top if split == "test" else 0), "seed": str(seed)}
         for name, found in tops.items()
@@ -93,8 +98,10 @@ def test_overview_shows_each_accuracy_with_its_seeds(monkeypatch):
     assert row_tables.overview_markdown({"flowers_64": rows}).splitlines() == [
         "| data | px | `original` | `bicubic` | `bicubic_kd` | `thumbnet` | `narrow_thumbnet` | `slim` |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| tf_flowers | 128 to 64 | 90.0 (1) | 75.0 ± 7.1 (1, 2) | - | - | 85.0 (1) | - |",
+        "| tf_flowers | 128 to 64 | 93.0 ± 3.6 (seeds 1-3) | 75.0 ± 7.1 (seeds 1-2; T 91.0) | - "
+        "| 80.0 ± 0.0 (seeds 1-4) | 85.0 (seed 1; T 90.0) | - |",
     ]
+    assert row_tables._numbers(["4", "1", "3"]) == "seeds 1, 3, 4"
 
 
 def test_shares_of_longer_rows_count_from_a_bicubic_as_long(monkeypatch):
