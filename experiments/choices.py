@@ -9,11 +9,10 @@ Writes `experiments/results/<name>_choices.csv` and the table in experiments/REA
 import dataclasses
 import sys
 
-import numpy as np
-
 from experiments.summary import RESULTS, ROOT, write
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.csv_files import read_rows, write_rows
+from thumbnet_tf.publish import digest_of
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import ORIGINAL
 
@@ -27,13 +26,13 @@ def collect(name: str, runs: list[str]) -> None:
         UserError: when a run isn't finished, or has another T or other data than the first.
     """
     base = RunDir.existing(runs[0]).config()
-    rows, answers = [], _answers_of_teacher(RunDir(runs[0]))
+    rows, teachers = [], _teachers(RunDir(runs[0]))
     for run in map(RunDir.existing, dict.fromkeys(runs)):
         found = read_rows(run.path / "results.csv")
         if not found:
             raise UserError(f"a finished run is expected; train first. Received: {run.path}, which has no results.csv")
-        if run.config().seed == base.seed and not np.array_equal(_answers_of_teacher(run), answers):
-            raise UserError(f"all runs of one seed must have the T and the data of {runs[0]}. Received: {run.path}")
+        if run.config().seed == base.seed and not _teachers(run) & teachers:
+            raise UserError(f"all runs of one seed must have the T and the images of {runs[0]}. Received: {run.path}")
         for row in found:
             if row["split"] == "validation" and (row["method"] != ORIGINAL or run.path == RunDir(runs[0]).path):
                 rows.append(
@@ -49,10 +48,11 @@ def collect(name: str, runs: list[str]) -> None:
     write_rows(RESULTS / f"{name}_choices.csv", COLUMNS, rows)
 
 
-def _answers_of_teacher(run: RunDir) -> np.ndarray:
-    """Returns T's logits on a run's validation images; of a run that isn't evaluated, none."""
-    path = run.method(ORIGINAL) / "logits_validation.npy"
-    return np.load(path) if path.exists() else np.empty(0)
+def _teachers(run: RunDir) -> set[tuple[str, str]]:
+    """Returns the digests of a run's images beside those of its T's file: as it was given, and as the run keeps it."""
+    facts = run.data_facts()
+    kept = digest_of(run.method(ORIGINAL) / "teacher.keras")
+    return {(facts["fingerprint"], digest) for digest in (kept, facts.get("teacher_file", kept))}
 
 
 def difference(base: Config, other: Config) -> str:

@@ -1,6 +1,6 @@
 """Draws accuracy against multiply-adds for each size of thumbnail, beside slimmer networks on full images.
 
-  python -m experiments.frontier flowers   # from results/flowers_{32,64}.csv to results/flowers_frontier.png
+  python -m experiments.frontier flowers   # from results/flowers_{32,56,64}.csv to results/flowers_frontier.png
 
 A bubble's area is the memory of activations: the largest sum of what one layer reads and writes, for one image. The
 legend names the seeds of each point; bars are the standard deviation over them.

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from thumbnet_tf.config import Config, UserError
@@ -31,42 +31,44 @@ def of_run(run: RunDir, teacher: Literal["given", "trained", "none"]) -> dict[st
 
 
 def options_digest(cfg: Config) -> str:
-    """Returns the first digits of the SHA-256 of the options that results hang on and that aren't the defaults.
+    """Returns the first digits of the SHA-256 of the options that results hang on.
 
-    Left out are the seed, T, the data and the precision, which have columns of their own.
+    Left out are the seed, T, the data and the precision, which have columns of their own. An option that is added later
+    must be left out where it has its default: rows of before it have the same recipe.
     """
     apart = ("seed", "dataset", "teacher", "mixed_precision")
     values = {
         field.name: getattr(cfg, field.name)
         for field in dataclasses.fields(Config)
-        if field.metadata["identity"] and field.name not in apart and getattr(cfg, field.name) != field.default
+        if field.metadata["identity"] and field.name not in apart
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:_DIGITS]
 
 
-def check(of_set: str, rows: Iterable[Mapping[str, str]]) -> None:
+def check(of_set: str, rows: Sequence[Mapping[str, str]], *, taught: bool = True) -> None:
     """Sees to it that a set's rows have the same images, those of one seed one T, and those of one name one recipe.
 
-    Rows of before it was noted have no values. Beside a T that is noted they had another one; nothing is known of
-    their images and options.
+    Rows of before it was noted have no values: beside a T that is noted they had another one; else nothing is known.
 
     Args:
         of_set: the set's name, for the message.
         rows: of its CSV, and those of its T from another set's.
+        taught: whether they have a T; if not, images are each row's own too.
 
     Raises:
         UserError: when they haven't.
     """
+    noted = {row["seed"] for row in rows if row["row"].endswith(f"_{ORIGINAL}") and row.get("teacher")}
     found: dict[tuple[str, str], dict[str, set[str]]] = {}
     for row in rows:
         name = f"{row['row']}, seed {row['seed']}"
-        for what, of, value in (
-            ("T", f"with seed {row['seed']}", row.get("teacher") or ""),
-            ("images", f"of {of_set}", row.get("data")),
-            ("options", f"of {row['row']}", row.get("options")),
-        ):
-            if value is not None and (value or what == "T"):
-                found.setdefault((what, of), {}).setdefault(value, set()).add(name)
+        values = {("options", f"of {row['row']}"): row.get("options")}
+        if taught:
+            teacher = row.get("teacher") or ("not noted" if row["seed"] in noted else "")
+            values |= {("T", f"with seed {row['seed']}"): teacher, ("images", f"of {of_set}"): row.get("data")}
+        for key, value in values.items():
+            if value:
+                found.setdefault(key, {}).setdefault(value, set()).add(name)
     for (what, of), values in found.items():
         if len(values) > 1:
             groups = "; apart from them ".join(", ".join(sorted(group)) for group in values.values())

@@ -35,10 +35,12 @@ def split(data: pathlib.Path, photos: pathlib.Path) -> None:
     data = data.resolve()
     for path in photos.rglob("*"):
         if path.is_symlink() and data in pathlib.Path(os.readlink(path)).parents:
-            if not path.exists():  # has lost its photograph
-                path.unlink()
+            path.unlink()  # it may have lost its photograph, or belong to another part by now
         elif path.is_symlink() or not path.is_dir():
             raise ValueError(f"--photos must be a new folder, or one made from the same --data. Received: {path}")
+    for path in sorted(photos.rglob("*"), reverse=True):  # what was inside before what it was in
+        if not any(path.iterdir()):
+            path.rmdir()
     for folder in sorted(path for part in ("train", "test") for path in (data / part).iterdir() if path.is_dir()):
         for index, path in enumerate(photographs(folder)):
             part = "validation" if folder.parent.name == "train" and index % 10 == 9 else folder.parent.name
@@ -47,7 +49,7 @@ def split(data: pathlib.Path, photos: pathlib.Path) -> None:
             partial = link.with_name(f"{path.name}.{os.getpid()}")
             partial.symlink_to(path)
             partial.replace(link)
-    for name in sorted({path.name for path in (*data.glob("t*/*"), *photos.glob("*/*")) if path.is_dir()}):
+    for name in sorted({path.name for path in (*data.glob("train/*"), *data.glob("test/*")) if path.is_dir()}):
         for part in ("train", "validation", "test"):
             if not photographs(photos / part / name):
                 raise ValueError(

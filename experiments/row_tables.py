@@ -194,8 +194,7 @@ def rows_of(of_set: str) -> list[dict[str, str]]:
         seeds = {row["seed"] for row in rows}
         teachers = read_rows(RESULTS / f"{TEACHER_SETS[of_set]}.csv")
         rows += [row for row in teachers if row["row"] == teacher_row(row["row"]) and row["seed"] in seeds]
-    if not of_set.startswith(ALONE):
-        origins.check(of_set, rows)
+    origins.check(of_set, rows, taught=not of_set.startswith(ALONE))
     return rows
 
 

@@ -95,6 +95,10 @@ def config_of(row: str) -> Config:
     absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
     flags.define(Config, flag_values=values)
     path = (ROWS / f"{row}.flags").relative_to(ROOT)
+    if not (ROOT / path).exists():
+        raise UserError(
+            f"a row needs a flagfile, and its set those of original, bicubic and thumbnet. Received: {path}"
+        )
     return flags.parsed(Config, values(["train", f"--flagfile={path}"])[1:], flag_values=values)
 
 
@@ -158,7 +162,8 @@ def jobs(options: Options) -> list[tuple[str, str]]:
         for seed in options.seeds:
             if int(seed) in measured(row):
                 known = noted(row, seed, options)
-                if not options.again and not known and there(row, seed, options):
+                is_evaluated = (ROOT / folder(row, seed, options) / "results.csv").exists()
+                if not options.again and not known and is_evaluated and there(row, seed, options):
                     raise UserError(
                         f"{folder(row, seed, options)} holds other results than experiments/results/{set_of(row)}.csv; "
                         "delete it, or give --again for its results to take the old ones' place"

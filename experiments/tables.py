@@ -71,7 +71,6 @@ def main() -> int:
 
     It is 1 where rows can't stand in one table, and nothing is written then, or where a page has no place for a table.
     """
-    code = 0
     try:
         found = list(blocks())
     except UserError as error:
@@ -79,12 +78,12 @@ def main() -> int:
         return 1
     for path, text in headers():
         write_atomically(path, text)
+    missing = []
     for path, name, table in found:
         try:
             replace_table(path, name, table)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            code = 1
+            missing.append(error)
     for what, (columns, figure, text) in speed.REPORTS.items():
         name = f"benchmark_{what}"
         if rows := read_rows(RESULTS / f"{name}.csv"):
@@ -92,7 +91,9 @@ def main() -> int:
     for data in ("flowers", "plant"):
         if any((RESULTS / f"{data}_{size}.csv").exists() for size in frontier.SIZES):
             frontier.main([data])
-    return code
+    for error in missing:
+        print(f"error: {error}", file=sys.stderr)
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

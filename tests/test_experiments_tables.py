@@ -1,8 +1,9 @@
 """Tables, headers and figures of the experiments' rows."""
 
+import hashlib
+import json
 import pathlib
 
-import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 
@@ -215,7 +216,8 @@ def test_frontier_shows_means_over_multiply_adds_with_e():
 
 def test_choices_compare_runs_of_one_teacher(tmp_path, monkeypatch):
     monkeypatch.setattr(choices, "RESULTS", tmp_path)
-    for name, answer, rate in (("a", 1.0, 0.1), ("b", 1.0, 0.2), ("c", 2.0, 0.3)):
+    digest = hashlib.sha256(b"T").hexdigest()  # of the first run's T; the others were given one
+    for name, teacher, rate in (("a", None, 0.1), ("b", digest, 0.2), ("c", 64 * "0", 0.3)):
         run_dir = RunDir(tmp_path / name)
         run_dir.path.mkdir()
         run_dir.claim(Config(learning_rate=rate))
@@ -225,14 +227,16 @@ def test_choices_compare_runs_of_one_teacher(tmp_path, monkeypatch):
         ]
         write_rows(run_dir.path / "results.csv", EVALUATED, rows)
         run_dir.method("original").mkdir()
-        np.save(run_dir.method("original") / "logits_validation.npy", np.full((3, 2), answer, np.float32))
+        (run_dir.method("original") / "teacher.keras").write_bytes(b"T" if teacher is None else b"a copy")
+        facts = {"fingerprint": "f"} | ({"teacher_file": teacher} if teacher else {})
+        (run_dir.path / "data.json").write_text(json.dumps(facts))
     runs = [str(tmp_path / name) for name in "abc"]
     choices.collect("x", runs[:2])
     found = [
         (row["method"], row["difference"], row["validation_top1"]) for row in read_rows(tmp_path / "x_choices.csv")
     ]
     assert found == [("original", "", "0.1"), ("bicubic", "", "0.1"), ("bicubic", "--learning_rate=0.2", "0.2")]
-    with pytest.raises(UserError, match=f"have the T and the data of {runs[0]}. Received: {runs[2]}"):
+    with pytest.raises(UserError, match=f"have the T and the images of {runs[0]}. Received: {runs[2]}"):
         choices.collect("x", runs)
 
 

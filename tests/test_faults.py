@@ -295,8 +295,10 @@ def test_broken_files_of_a_run_are_one_line(config, monkeypatch, name):
             train(config(methods=("direct",)))
     path = RunDir(config().run_dir).path
     broken = path / name if name == "config.json" else path / "original" / name
-    before = broken.read_bytes()
-    for content in (b"\xff\xfe\x00broken\n1\n", *([before + b"1,1,1" + 40 * b",1"] if name == "metrics.csv" else [])):
+    contents = [b"\xff\xfe\x00broken\n1\n"]
+    if name == "metrics.csv":
+        contents.append((",".join(loop.COLUMNS) + "\n" + ",".join("1" for _ in (*loop.COLUMNS, "more"))).encode())
+    for content in contents:
         broken.write_bytes(content)
         with pytest.raises(UserError, match=rf"{name}.*restore it"):
             train(config(methods=("direct",)))

@@ -1,6 +1,5 @@
 """From a method's name to what trains it: E, S and D, started as the method says, with its losses."""
 
-import dataclasses
 import logging
 
 import keras
@@ -13,10 +12,6 @@ from thumbnet_tf.trainer import Trainer
 from thumbnet_tf.training_layers import for_training
 
 _log = logging.getLogger(__name__)
-
-
-class StartsAnewError(UserError):
-    """A method that doesn't train can't be had: layers of S would keep their first, random weights."""
 
 
 def build_trainer(
@@ -40,7 +35,6 @@ def build_trainer(
 
     Raises:
         UserError: when there is no such method, or T isn't there, can't be used or has other classes.
-        StartsAnewError: when the method doesn't train, and S can't be T's weights alone.
     """
     with graph.precision(cfg.mixed_precision):
         return _built(method, cfg, num_classes, teachers.taken(teacher, cfg, method), mapping_steps, synchronized)
@@ -62,20 +56,18 @@ def _built(
     )
     if row.from_teacher:
         # what isn't trained must be T itself
-        varied = cfg if row.losses else dataclasses.replace(cfg, student_width=0.0, student_stem_stride=4)
+        varied = cfg if row.losses else thumbnet.as_teacher(cfg)
         student, anew = thumbnet.build_student(varied, teacher, synchronized=synchronized)
         if anew:
+            thumbnet.check_untrained(method, anew)
             some = ", ".join(anew[:3]) + (", ..." if len(anew) > 3 else "")
-            if not row.losses:
-                raise StartsAnewError(
-                    f"{method} can't be had of this T; leave it out of --methods. Received: a T of {len(anew)} layers "
-                    f"whose shapes hang on the image's size: {some}"
-                )
             _log.info("%s: %d layers of S start anew, for their shapes aren't T's: %s", method, len(anew), some)
     elif teacher is None:
         student = thumbnet.build_teacher(cfg, num_classes, synchronized=synchronized, initial=True)
     else:
         student = backbones.build(cfg.backbone, cfg.image_size, num_classes, cfg.slim_width, synchronized=synchronized)
+    if cfg.mapping_epochs and "fm" in weights and not mapping_steps:
+        _log.warning("--mapping_epochs=%d counts only where mapping_steps are given", cfg.mapping_epochs)
     tap = thumbnet.fm_tap(cfg, student if teacher is None else teacher)
     decoder = thumbnet.build_decoder(student, teacher, tap) if "fm" in weights else None
     if not synchronized:  # over several replicas, Keras' own layer adds their statistics up

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from thumbnet_tf.config import UserError
 from thumbnet_tf.distribution import Job
-from thumbnet_tf.files import LOST_WHILE_SAVING, saving
+from thumbnet_tf.files import MACHINE_LOST, saving
 
 _NONE = -1
 
@@ -35,7 +35,7 @@ class Checkpoints:
         try:
             self._manager = tf.train.CheckpointManager(*arguments, checkpoint_name="ckpt")
         except ValueError:  # its list of states is empty or damaged; they are found without it
-            (folder / "checkpoint").unlink()
+            (folder / "checkpoint").unlink(missing_ok=True)  # several machines may find it so
             self._manager = tf.train.CheckpointManager(*arguments, checkpoint_name="ckpt")
 
     def restore(self, log: Callable[[str], None]) -> bool:
@@ -53,7 +53,7 @@ class Checkpoints:
         path = self.folder / f"ckpt-{number}"
         try:  # together: to restore the running means, TensorFlow adds them up over the machines
             self._checkpoint.restore(str(path)).assert_consumed()
-        except LOST_WHILE_SAVING:  # not the file: another machine is gone
+        except MACHINE_LOST:
             raise
         except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
             raise UserError(
@@ -69,13 +69,15 @@ class Checkpoints:
         for number in numbers:
             path = str(self.folder / f"ckpt-{number}")
             try:
+                for file in self.folder.glob(f"ckpt-{number}.*"):  # TensorFlow doesn't say why it can't read one
+                    file.open("rb").close()
                 reader = tf.train.load_checkpoint(path)
                 for name in reader.get_variable_to_shape_map():
                     reader.get_tensor(name)
                 return number
-            except (tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError) as error:
+            except OSError as error:
                 raise UserError(
-                    f"a checkpoint can't be read ({_line(error)}); mend that and give the same command again. "
+                    f"a checkpoint can't be read ({error.strerror}); mend that and give the same command again. "
                     f"Received: {path}"
                 ) from error
             except (tf.errors.OpError, IndexError, ValueError) as error:

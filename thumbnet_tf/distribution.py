@@ -19,19 +19,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import tensorflow as tf
 
 from thumbnet_tf.config import Config, FlagError, UserError
+from thumbnet_tf.files import MACHINE_LOST
 
 SHARED_SECONDS = 60.0  # after which a network file system shows what another machine has written
 
 _EXAMPLE = '{"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]}, "task": {"type": "worker", "index": 0}}'
 # what collective operations raise on the other machines when one is gone
-_LOST = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.FailedPreconditionError,
-    tf.errors.InternalError,
-)
+_LOST = (*MACHINE_LOST, tf.errors.FailedPreconditionError, tf.errors.InternalError)
 
 _log = logging.getLogger(__name__)
 

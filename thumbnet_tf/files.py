@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from thumbnet_tf.config import UserError
 
-# what TensorFlow raises on the other machines when one is gone, and not for the disk
-LOST_WHILE_SAVING = (
+# what TensorFlow raises on the other machines when one is gone, and not for a file
+MACHINE_LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -54,7 +54,7 @@ def saving(path: pathlib.Path) -> Iterator[None]:
     """Turns a failure to write (full disk, read-only folder) into one line."""
     try:
         yield
-    except LOST_WHILE_SAVING:  # not the disk: another machine is gone while all save
+    except MACHINE_LOST:  # while all save
         raise
     except (OSError, tf.errors.OpError) as error:
         raise UserError(

@@ -243,7 +243,11 @@ def read_metrics(run: RunDir) -> dict[str, dict[str, np.ndarray]]:
         rows = read_rows(path)
         try:
             if rows:
-                metrics[method] = {name: np.array([float(row[name] or "nan") for row in rows]) for name in COLUMNS}
+                absent = {name for name in COLUMNS if name.removeprefix("val_") in TERMS} - rows[0].keys()  # older
+                metrics[method] = {
+                    name: np.array([float("nan" if name in absent else row[name] or "nan") for row in rows])
+                    for name in COLUMNS
+                }
         except (KeyError, ValueError, TypeError):
             raise UserError(f"a metrics.csv must be as training wrote it; restore it. Received: {path}") from None
     return metrics

@@ -9,7 +9,7 @@ from thumbnet_tf.config import Config
 from thumbnet_tf.report_data import Study
 from thumbnet_tf.report_html import Markup, element, facts, join, note, paragraph, plot, table
 from thumbnet_tf.report_html import page as html_page
-from thumbnet_tf.stages import METHODS, ORIGINAL, loss_weights
+from thumbnet_tf.stages import METHODS, ORIGINAL, TAUGHT, loss_weights
 from thumbnet_tf.stats import Calibration, Paired, wilson
 
 CLASSES_SHOWN = 40  # all, up to here; else the first and the last half of the order
@@ -122,7 +122,7 @@ def _trained(study: Study) -> Markup:
         ("Loss", " + ".join(f"{w:g} {term.upper()}" for term, w in weights.items()) or "none"),
         ("Schedule", f"epochs: {cfg.epochs}; {cfg.optimizer}, batch {cfg.batch_size}, peak rate {cfg.learning_rate:g}"),
         ("Augmentation", "none" if cfg.augment == "none" else f"{cfg.augment}, {views}{mixed}"),
-        ("T in training", once[cfg.teacher_cache] if {"kd", "fm"} & weights.keys() else "not used by the losses"),
+        ("T in training", once[cfg.teacher_cache] if set(TAUGHT) & weights.keys() else "not used by the losses"),
         ("Seed", cfg.seed),
         ("Versions", ", ".join(f"{name} {version}" for name, version in study.versions.items()) or "not recorded"),
         ("Fingerprint of the data", study.facts["fingerprint"]),

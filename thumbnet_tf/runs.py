@@ -31,11 +31,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from thumbnet_tf import downscaler  # noqa: F401 - registers the layers that saved models hold
 from thumbnet_tf.config import Config, UserError, to_flagfile
-from thumbnet_tf.files import saving, sync, take_lock, write_atomically
+from thumbnet_tf.files import MACHINE_LOST, saving, sync, take_lock, write_atomically
 from thumbnet_tf.stages import METHODS
 
 
@@ -250,7 +249,7 @@ def load_keras(path: str | os.PathLike) -> keras.Model:
         )
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except tf.errors.UnavailableError:  # another machine is gone while all load
+    except MACHINE_LOST:  # while all load
         raise
     except Exception as error:  # Keras raises many kinds for a broken archive
         reason = " ".join(str(error).split())[:200]
@@ -266,16 +265,19 @@ def save_keras(model: keras.Model, path: pathlib.Path) -> None:
 
 
 def finish(folder: pathlib.Path, models: dict[str, keras.Model]) -> None:
-    """Saves a method's models; `done.json` is written last."""
+    """Saves a method's models, then `done.json`, each through to the disk; then deletes the states they came from."""
     with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("logits_*.npy"):  # of a training before this one
             path.unlink()
     for name, model in models.items():
         save_keras(model, folder / f"{name}.keras")
-    write_atomically(folder / "done.json", json.dumps(environment(), indent=2) + "\n")
-    with saving(folder):  # through to the disk before the states go that they could be made from again
-        for path in (*(folder / f"{name}.keras" for name in models), folder / "done.json", folder):
+    done = folder / "done.json"
+    with saving(folder):  # in this order: after a loss of power, what is called done is there
+        for path in (*(folder / f"{name}.keras" for name in models), folder):
+            sync(path)
+        write_atomically(done, json.dumps(environment(), indent=2) + "\n")
+        for path in (done, folder):
             sync(path)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 

@@ -27,6 +27,8 @@ class Method:
 
 
 ORIGINAL = "original"
+TAUGHT = ("kd", "fm")  # terms that compare with outputs of T
+MAPPING = ("fm", "mm")  # terms that act in the mapping epochs too
 
 METHODS: dict[str, Method] = {
     ORIGINAL: Method("none", ("cl",), False, "the teacher T on full images"),

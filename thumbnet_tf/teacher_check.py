@@ -13,6 +13,7 @@ from thumbnet_tf import costs, foreign, thumbnet
 from thumbnet_tf.config import AUTO, Config, UserError
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.data import pipeline, sources
+from thumbnet_tf.progress import track
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import ORIGINAL
 from thumbnet_tf.stats import Paired, logsumexp
@@ -256,5 +257,6 @@ def _answers(teacher: keras.Model, images: np.ndarray, used: str) -> dict[str, n
 
 def _ask(model: keras.Model, images: np.ndarray) -> np.ndarray:
     """Returns a model's answers to images `(n, size, size, 3)` uint8, a few at a time."""
-    batches = (images[i : i + 64].astype(np.float32) for i in range(0, len(images), 64))
-    return np.concatenate([np.asarray(model(batch, training=False)) for batch in batches])
+    parts = [images[i : i + 64].astype(np.float32) for i in range(0, len(images), 64)]
+    answers = (model(part, training=False) for part in track(parts, len(parts), "T's answers, to check it"))
+    return np.concatenate([np.asarray(answer) for answer in answers])

@@ -79,10 +79,11 @@ def taken(teacher: keras.Model | None, cfg: Config, method: str) -> keras.Model 
     outputs = teacher.output if isinstance(teacher, keras.Function) else None
     if isinstance(outputs, dict) and "logits" in outputs and len(outputs) > 1:  # maps beside it, as T has here
         return teacher
-    found = foreign.standardise(teacher, cfg.image_size, input_of(cfg))
-    # of a run that trained its T, the tap is a stage of --backbone
-    is_of_backbone = cfg.teacher == "train" and all(layer.name != cfg.fm_tap for layer in found.layers)
-    return found if cfg.fm_tap == AUTO or is_of_backbone else foreign.with_tap(found, cfg.fm_tap)
+    # the configuration of a run that trained its T has a tap of --backbone
+    is_of_backbone = cfg.teacher == "train" and re.fullmatch("stage[1-5]", cfg.fm_tap)
+    if is_of_backbone and isinstance(teacher, keras.Model):
+        is_of_backbone = all(layer.name != cfg.fm_tap for layer in teacher.layers)
+    return foreign.standardise(teacher, cfg.image_size, input_of(cfg), AUTO if is_of_backbone else cfg.fm_tap)
 
 
 def file_of(cfg: Config) -> pathlib.Path:

@@ -1,6 +1,7 @@
 """Assembly: the student S from the teacher T, the feature-mapping decoder D, and the model that ships (E + S)."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -101,12 +102,15 @@ def check(cfg: Config, teacher: keras.Model | None = None, *, initial: bool = Fa
         initial: whether the weights that T starts from are needed.
 
     Raises:
-        UserError: when the backbone, the sizes or the tap don't go together.
+        UserError: when the backbone, the sizes, the tap or the methods don't go together.
     """
     teacher = teacher or build_teacher(cfg, 2, initial=initial)
     methods = [name for name in stages.students(cfg) if stages.METHODS[name].from_teacher]
     if not methods:
         return
+    for name in methods:
+        if not stages.METHODS[name].losses:
+            check_untrained(name, build_student(as_teacher(cfg), teacher)[1])
     (student, _), tap = build_student(cfg, teacher), fm_tap(cfg, teacher)
     if any("fm" in stages.METHODS[name].losses for name in methods):
         build_decoder(student, teacher, tap)
@@ -120,6 +124,29 @@ def check(cfg: Config, teacher: keras.Model | None = None, *, initial: bool = Fa
             "T must take images of a thumbnail's size too; flatten its map by keras.layers.Flatten, or pool it by "
             f"GlobalAveragePooling2D. Received: a T that can't tell two images of {cfg.thumbnail_size} pixels apart: "
             "it reshapes maps to sizes of its own"
+        )
+
+
+def as_teacher(cfg: Config) -> Config:
+    """Returns a configuration in which S is T's own network."""
+    return dataclasses.replace(cfg, student_width=0.0, student_stem_stride=4)
+
+
+def check_untrained(method: str, anew: Sequence[str]) -> None:
+    """Sees to it that a method that doesn't train has an S of T's weights alone.
+
+    Args:
+        method: a row of `stages.METHODS`.
+        anew: layers of its S that start from random weights.
+
+    Raises:
+        UserError: when it doesn't train, and some layers do.
+    """
+    if anew and not stages.METHODS[method].losses:
+        some = ", ".join(anew[:3]) + (", ..." if len(anew) > 3 else "")
+        raise UserError(
+            f"{method} can't be had of this T: layers whose shapes hang on the image's size would stay random on "
+            f"thumbnails; leave it out of --methods. Received: a T of {len(anew)} such layers: {some}"
         )
 
 

@@ -35,7 +35,7 @@ from thumbnet_tf import (
     thumbnet,
     timing,
 )
-from thumbnet_tf.assembly import StartsAnewError, build_trainer
+from thumbnet_tf.assembly import build_trainer
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
@@ -93,8 +93,9 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
         taken = not job.is_chief or run.is_done(ORIGINAL)
         given = None if taken or cfg.trains_teacher else teachers.given(cfg)
         if given is not None or cfg.trains_teacher:
+            missing = tuple(name for name in students if not run.is_done(name))
             for ratio in ratios:
-                thumbnet.check(dataclasses.replace(cfg, ratio=ratio), given, initial=not taken)
+                thumbnet.check(dataclasses.replace(cfg, ratio=ratio, methods=missing), given, initial=not taken)
         _claim(run, cfg, job)
         with run.log_to_file() if job.is_chief else contextlib.nullcontext():
             if job.machines > 1:
@@ -123,16 +124,7 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
                         shutil.rmtree(run.method(method) / "checkpoints", ignore_errors=True)
                     continue
                 if method != ORIGINAL or cfg.trains_teacher:
-                    try:
-                        models = _train_method(method, cfg, run, dataset, job)
-                    except StartsAnewError as reason:
-                        if students == (method,):
-                            raise
-                        _log.warning("left out: %s", reason)
-                        students = tuple(name for name in students if name != method)
-                        if job.is_chief:
-                            run.record(dataclasses.replace(cfg, methods=students))
-                        continue
+                    models = _train_method(method, cfg, run, dataset, job)
                 elif job.is_chief:
                     models = {"teacher": given}
                 if job.is_chief:
@@ -260,7 +252,7 @@ def _open_caches(
 ) -> dict[str, teacher_cache.TeacherCache]:
     """Returns the caches, complete or not, of what some losses use of T."""
     maps = [thumbnet.fm_tap(cfg, teacher)] if cfg.teacher_cache == "all" and "fm" in losses else []
-    used = ("train", "validation") if {"kd", "fm"} & set(losses) else ("validation",)
+    used = ("train", "validation") if set(stages.TAUGHT) & set(losses) else ("validation",)
     splits = {name: dataset.splits[name] for name in used}
     return teacher_cache.open_caches(cfg, teacher, splits, dataset.fingerprint, ["logits", *maps])
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from thumbnet_tf import jpeg, losses
 from thumbnet_tf.config import UserError
+from thumbnet_tf.stages import MAPPING, TAUGHT
 from thumbnet_tf.training_layers import plain
 
 
@@ -89,7 +90,7 @@ class Trainer(keras.Model):
     @property
     def is_taught(self) -> bool:
         """Whether a training step needs the teacher's outputs, given or computed."""
-        return bool({"kd", "fm"} & set(self.term_weights))
+        return bool(set(TAUGHT) & set(self.term_weights))
 
     def trained(self) -> tuple[keras.Model | None, keras.Model]:
         """Returns copies of E (or None) and S as they are by now, of layers that can be saved."""
@@ -202,8 +203,8 @@ class Trainer(keras.Model):
             raise UserError(
                 "a method must have a loss term of weight above 0 to be trained or evaluated. Received: none"
             )
-        factors = {"cl": classified, "kd": classified}
-        return tf.add_n([self.term_weights[name] * factors.get(name, 1.0) * value for name, value in terms.items()])
+        factors = {name: 1.0 if name in MAPPING else classified for name in terms}
+        return tf.add_n([self.term_weights[name] * factors[name] * value for name, value in terms.items()])
 
     def _clip(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         """Scales the gradients so that their sum over all replicas has at most the norm `clip_norm`, if there is one.

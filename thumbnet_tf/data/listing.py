@@ -146,7 +146,8 @@ def _list_classes(folder: Path, root: Path, log: Callable[[str], None]) -> dict[
         if path.is_dir():
             images = [p for p in _entries(path) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
             ignored += sorted(set(path.iterdir()) - set(images))
-            below += [p for p in sorted(path.glob("*/**/*")) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+            inside = [p for p in _entries(path) if p.is_dir()]
+            below += [p for f in inside for p in sorted(f.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES]
             classes[path.name] = images
     if below:
         _log.warning(
