@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from experiments import (
     aims,
     choices,
+    crops,
     deployment,
     feature_maps,
     frontier,
@@ -44,6 +45,7 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
         (page, "flowers_32_choices", choices.markdown),
         (page, "plant_64_choices", choices.markdown),
         (page, "own_teacher_choices", choices.markdown),
+        (page, "plant_56_crops", crops.markdown),
         (page, "hard_choices", choices.markdown),
         (page, "flowers_views", views.markdown),
         (page, "ablation_32_feature_maps", feature_maps.markdown),

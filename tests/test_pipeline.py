@@ -1,5 +1,8 @@
 """Tests of the batches: every image once, any step addressable, one order for ever."""
 
+import re
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,6 +13,7 @@ from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline
 from thumbnet_tf.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from thumbnet_tf.data.sources import load
+from thumbnet_tf.data.store import FileStore
 
 STORES = ("memory", "files", "stream")
 OPTIONS = {"image_size": 32, "batch_size": 4, "seed": 3, "epochs": 3, "augment": "crop_flip"}
@@ -246,3 +250,27 @@ def test_mixed_views_are_made_of_the_views_they_name(splits):
     stream = splits["stream"][0]
     with pytest.raises(UserError, match="--mixup_alpha needs images that can be read in any order"):
         steps_per_epoch(stream, replace(cfg, mixup_alpha=1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ({}, "evaluation crops, 0.875 of the short side, have 56 px already .* another --crop_fraction, such as 1$"),
+        ({"crop_fraction": 1.0}, None),
+        ({"image_size": 64, "crop_fraction": 1.0}, "crops, 1 of the short side, have 64 px already .*, such as 0.875$"),
+        ({"augment": "none"}, None),
+    ],
+)
+def test_evaluation_pixel_by_pixel_is_told(tmp_path, photos, caplog, options, warned):
+    paths = []
+    for number, image in enumerate(photos(3, 80)):
+        paths.append(str(tmp_path / f"{number}.png"))
+        tf.io.write_file(paths[-1], tf.io.encode_png(image[:64].astype(np.uint8)))
+    split = types.SimpleNamespace(store=FileStore(paths), num_examples=3)
+    assert pipeline.short_sides(split, [2, 0]).tolist() == [64, 64]
+    cfg = Config(**{"dataset": "folder:x", "image_size": 56, "ratio": 2, "teacher": "x.keras", **options})
+    pipeline.warn_of_unresized(split, cfg)
+    if warned is None:
+        assert not caplog.records
+    else:
+        assert re.search(warned, caplog.text.strip())

@@ -75,6 +75,11 @@ def _resize(image: tf.Tensor, size: int) -> tf.Tensor:
     return tf.ensure_shape(tf.saturate_cast(tf.round(resized), tf.uint8), (size, size, 3))
 
 
+def crop_side(short: tf.Tensor, crop_fraction: float) -> tf.Tensor:
+    """Returns the side of the central square that evaluation cuts, int32 of at least 1, of an image's short side."""
+    return tf.maximum(1, tf.cast(tf.round(tf.cast(short, tf.float32) * crop_fraction), tf.int32))
+
+
 def eval_crop(image: tf.Tensor, size: int, crop_fraction: float) -> tf.Tensor:
     """Cuts the central square and resizes it: what evaluation, calibration and serving show the networks.
 
@@ -90,8 +95,7 @@ def eval_crop(image: tf.Tensor, size: int, crop_fraction: float) -> tf.Tensor:
         uint8 (size, size, 3) in [0, 255].
     """
     height, width = tf.shape(image)[0], tf.shape(image)[1]
-    short = tf.cast(tf.minimum(height, width), tf.float32)
-    side = tf.maximum(1, tf.cast(tf.round(short * crop_fraction), tf.int32))
+    side = crop_side(tf.minimum(height, width), crop_fraction)
     top, left = (height - side) // 2, (width - side) // 2
     return _resize(image[top : top + side, left : left + side], size)
 

@@ -103,6 +103,8 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
                     sources.prepare(cfg)
             dataset = sources.load(cfg)
             pipeline.steps_per_epoch(dataset.splits["train"], cfg)
+            if job.is_chief and not taken:
+                pipeline.warn_of_unresized(dataset.splits["validation"], cfg)
             facts = dataset.facts()
             if job.is_chief:
                 facts |= teachers.facts(cfg, run)

@@ -7,6 +7,7 @@ and 0 for padding. Where training mixes images, `share` float32 (B,) is the labe
 equal part of every batch.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,6 +21,9 @@ STREAM_SHUFFLE = 4096  # encoded records shuffled together in a split that is ne
 
 _ORDER = -1  # stands where an epoch stands in the seed of a view, so that no view shares the seed of an order
 _ALONE = tf.distribute.InputContext()
+_SAMPLE = 64  # images whose sizes stand for all
+
+_log = logging.getLogger(__name__)
 
 
 def steps_per_epoch(split: Split, cfg: Config) -> int:
@@ -188,17 +192,46 @@ def eval_batches(
 def eval_images(split: Split, cfg: Config, ids: Sequence[int]) -> np.ndarray:
     """Returns some examples as evaluation shows them, uint8 (n, S, S, 3) in [0, 255], in the order of `ids`."""
     cfg = cfg.resolved()
-    store, wanted = split.store, tf.constant(ids, tf.int64)
-    if store.random_access:
-        found = tf.data.Dataset.from_tensor_slices(wanted).map(lambda index: (index, store.get(index)))
-    else:
-        found = store.encoded().filter(lambda index, data: tf.reduce_any(wanted == index)).take(len(ids))
-        found = found.map(lambda index, data: (index, preprocess.decode_image(data)))
-    crops = found.map(
+    crops = _decoded(split, ids).map(
         lambda index, image: (index, preprocess.eval_crop(image, cfg.image_size, cfg.crop_fraction)), tf.data.AUTOTUNE
     )
     images = {int(index): image for index, image in crops.as_numpy_iterator()}
     return np.stack([images[index] for index in ids])
+
+
+def warn_of_unresized(split: Split, cfg: Config) -> None:
+    """Warns where evaluation shows images pixel by pixel and training never does, by the first of a split's images.
+
+    A network may answer such sharp images worse than all others: `plant_56` in experiments/README.md.
+    """
+    cfg = cfg.resolved()
+    if cfg.augment == "none":
+        return
+    shorts = short_sides(split, range(min(_SAMPLE, split.num_examples)))
+    sides = preprocess.crop_side(shorts, cfg.crop_fraction).numpy()
+    if np.mean(sides == cfg.image_size) > 0.5:
+        _log.warning(
+            "evaluation crops, %g of the short side, have %d px already and aren't resized, as all views in training "
+            "are: T may answer them worse. Compare another --crop_fraction, such as %g",
+            cfg.crop_fraction,
+            cfg.image_size,
+            1 if cfg.crop_fraction < 1 else 0.875,
+        )
+
+
+def short_sides(split: Split, ids: Sequence[int]) -> np.ndarray:
+    """Returns the short sides of some examples in pixels, int32 (n,)."""
+    sides = _decoded(split, ids).map(lambda index, image: tf.reduce_min(tf.shape(image)[:2]), tf.data.AUTOTUNE)
+    return np.array(list(sides.as_numpy_iterator()), np.int32)
+
+
+def _decoded(split: Split, ids: Sequence[int]) -> tf.data.Dataset:
+    """Returns a dataset of (int64 index, uint8 (H, W, 3) image) of some examples."""
+    store, wanted = split.store, tf.constant(ids, tf.int64)
+    if store.random_access:
+        return tf.data.Dataset.from_tensor_slices(wanted).map(lambda index: (index, store.get(index)))
+    found = store.encoded().filter(lambda index, data: tf.reduce_any(wanted == index)).take(len(ids))
+    return found.map(lambda index, data: (index, preprocess.decode_image(data)))
 
 
 def encoded_images(split: Split) -> Iterator[bytes]:
