@@ -55,7 +55,7 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
         if rows := read_rows(RESULTS / f"{name}.csv"):
             yield where, name, text(rows)
     yield page, "aims", aims.markdown()
-    photographs = {name: rows_of(name) for name in ("flowers_64", "flowers_32", "plant_64", "plant_32")}
+    photographs = {name: rows_of(name) for name in ("flowers_64", "flowers_32", "plant_64", "plant_32", "plant_56")}
     yield top, "photographs", overview_markdown({name: rows for name, rows in photographs.items() if rows})
     for of_set in sorted({set_of(row) for row in names()}):
         if rows := rows_of(of_set):
