@@ -267,10 +267,6 @@ def _logits(flat: keras.Model) -> keras.KerasTensor:
     if scores.ndim == 2 and scores.min() >= 0 and np.allclose(scores.sum(-1), 1, atol=1e-3) and scores.shape[-1] > 1:
         _log.info("T: its output is probabilities; their logarithm takes the place of logits")
         return ops.log(ops.maximum(output, 1e-7))
-    if scores.shape[-1] == 1 and scores.min() >= 0 and scores.max() <= 1:
-        _log.info("T: its output is a probability; its logit takes its place")
-        inside = ops.clip(output, 1e-7, 1 - 1e-7)
-        return ops.log(inside / (1 - inside))
     return output
 
 

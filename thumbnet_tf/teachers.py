@@ -81,9 +81,10 @@ def taken(teacher: keras.Model | None, cfg: Config, method: str) -> keras.Model 
         return teacher
     # the configuration of a run that trained its T has a tap of --backbone
     is_of_backbone = cfg.teacher == "train" and re.fullmatch("stage[1-5]", cfg.fm_tap)
-    if is_of_backbone and isinstance(teacher, keras.Model):
-        is_of_backbone = all(layer.name != cfg.fm_tap for layer in teacher.layers)
-    return foreign.standardise(teacher, cfg.image_size, input_of(cfg), AUTO if is_of_backbone else cfg.fm_tap)
+    found = foreign.standardise(teacher, cfg.image_size, input_of(cfg), AUTO if is_of_backbone else cfg.fm_tap)
+    if is_of_backbone and any(layer.name == cfg.fm_tap for layer in found.layers):
+        return foreign.with_tap(found, cfg.fm_tap)
+    return found
 
 
 def file_of(cfg: Config) -> pathlib.Path:
