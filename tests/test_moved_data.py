@@ -48,7 +48,9 @@ def sent(run: RunDir, data_dir: str) -> None:
     assert read_rows(run.path / "bicubic" / "wire.csv")
 
 
-@pytest.mark.parametrize("use", [evaluated, exported, reported, plotted, sent])
+@pytest.mark.parametrize(
+    "use", [evaluated, exported, reported, *(pytest.param(each, marks=pytest.mark.slow) for each in (plotted, sent))]
+)
 def test_moved_images_are_found(use, run_copy, quick, capsys):
     cfg = run_copy.config()
     moved = dataclasses.replace(cfg, dataset="folder:gone")
