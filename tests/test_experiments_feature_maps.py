@@ -40,6 +40,7 @@ def test_a_decoder_finds_what_is_there_and_nothing_in_noise():
         assert low <= error <= high
 
 
+@pytest.mark.slow
 def test_students_of_a_run_are_measured(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(feature_maps, "RESULTS", tmp_path)
     monkeypatch.setattr(feature_maps, "EPOCHS", 2)

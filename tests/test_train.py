@@ -135,6 +135,7 @@ def test_a_finished_run_trains_nothing(config, monkeypatch):
     assert_same(before, state_of(run))
 
 
+@pytest.mark.slow
 def test_methods_can_be_added_to_a_finished_run(config):
     train(config(methods=("direct",)))
     run = train(config(methods=("bicubic",)))
@@ -259,6 +260,7 @@ def test_shipped_model_equals_its_parts(config, photos):
         assert keras.config.dtype_policy().name == "float32"
 
 
+@pytest.mark.slow
 def test_names_that_are_no_utf8_are_read(config, folder):
     names = sorted((folder / "train" / "red").iterdir())
     os.rename(os.fsencode(names[0]), os.fsencode(names[0].parent) + b"/caf\xe9 x.png")

@@ -98,6 +98,7 @@ def test_only_training_shows_the_student_jpegs(photos, method):
 
 
 @pytest.mark.usefixtures("tiny_resnet")
+@pytest.mark.slow
 def test_fit_trains_the_downscaler_behind_jpegs(photos):
     trainer = make_trainer(70)
     before = [v.numpy() for v in trainer.downscaler.trainable_variables]
