@@ -1,5 +1,6 @@
 """One process, two logical CPU devices: enough to test distribution without an accelerator."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -12,13 +13,14 @@ from cache_helpers import cached  # noqa: F401 - fixtures for all
 from run_helpers import disc_files, quick, run_copy, tiny_run, train_tiny  # noqa: F401
 from serving_fixtures import ask, exported, grpc_address, kserve_address  # noqa: F401
 from teacher_helpers import own, tinted  # noqa: F401
-from train_helpers import config, folder  # noqa: F401
+from train_helpers import config, direct_run, folder  # noqa: F401
 
 from thumbnet_tf import backbones
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+gc.freeze()  # nothing of TensorFlow's modules is garbage, and searching them costs a twentieth of the time
 
 
 # modules whose fixtures take long: each stays on one worker, so that they are set up once

@@ -89,7 +89,7 @@ def test_the_card_says_what_was_measured(exported, tiny_run):
 def test_teacher_and_classifier_lie_beside_under_the_same_version(exported):
     for other in ("teacher", "classifier"):
         folder = exported.parent.parent / f"thumbnet_{other}" / "1"
-        assert warmup.replay(folder) == len(warmup.BATCH_SIZES) * 2
+        assert warmup.replay(folder, tf.saved_model.load(str(folder))) == len(warmup.BATCH_SIZES) * 2
         manifest = publish.read_manifest(folder)
         assert manifest["name"] == f"thumbnet_{other}"
         assert set(manifest["signatures"]) == {"serving_default", "pixels" if other == "teacher" else "thumbnail"}

@@ -18,14 +18,13 @@ from thumbnet_tf.runs import RunDir
 from thumbnet_tf.train import train
 
 
-def test_another_configuration_is_refused_with_the_difference_named(config):
-    run = train(config(methods=("direct",)))
-    before = (run.path / "config.json").read_text()
+def test_another_configuration_is_refused_with_the_difference_named(config, direct_run):
+    before = (direct_run.path / "config.json").read_text()
     with pytest.raises(UserError) as error:
         train(config(methods=("direct",), learning_rate=0.5, seed=3))
     assert "seed was 0 and is now 3" in str(error.value)
     assert "learning_rate was 0.003 and is now 0.5" in str(error.value)
-    assert (run.path / "config.json").read_text() == before
+    assert (direct_run.path / "config.json").read_text() == before
     train(config(methods=("direct",), checkpoint_seconds=9.0))  # only says how often, so it may change
 
 
@@ -76,8 +75,8 @@ def test_where_files_cannot_be_locked_is_one_line(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.usefixtures("direct_run")
 def test_changed_data_is_refused_on_resume(config, folder):
-    train(config(methods=("direct",)))
     shutil.copy(folder / "train" / "red" / "0.png", folder / "train" / "red" / "99.png")
     with pytest.raises(UserError, match=r"the data changed since this run started"):
         train(config(methods=("direct", "bicubic")))
@@ -249,21 +248,19 @@ def test_an_image_that_went_bad_is_a_change_of_data(config, folder):
         train(config(methods=("direct", "bicubic"), on_bad_image="skip"))
 
 
-def test_a_teacher_of_other_classes_is_refused(config, folder, tmp_path):
-    train(config("first", methods=("direct",)))
+def test_a_teacher_of_other_classes_is_refused(config, folder, direct_run):
     for part in ("train", "test"):
         (folder / part / "red").rename(folder / part / "aquamarine")
     with pytest.raises(UserError, match="must know this dataset's classes in this order: aquamarine, blue, green"):
-        train(config("second", teacher=str(tmp_path / "first")))
+        train(config("second", teacher=str(direct_run.path)))
 
 
 @pytest.mark.slow
-def test_broken_caches_of_logits_are_computed_anew(config):
-    run = train(config(methods=("direct",)))
-    before = (run.path / "results.csv").read_text()
-    (run.path / "direct" / "logits_test.npy").write_bytes(b"\x93NUMPY half")
+def test_broken_caches_of_logits_are_computed_anew(config, direct_run):
+    before = (direct_run.path / "results.csv").read_text()
+    (direct_run.path / "direct" / "logits_test.npy").write_bytes(b"\x93NUMPY half")
     train(config(methods=("direct",)))
-    assert (run.path / "results.csv").read_text() == before
+    assert (direct_run.path / "results.csv").read_text() == before
 
 
 def test_metrics_without_steps_are_one_line(tmp_path):

@@ -188,7 +188,9 @@ def copy(exported, tmp_path):
 
 
 def test_warm_up_holds_every_signature_at_every_size(copy):
-    warmup.write(copy, "thumbnet", {"serving_default": 40, "pixels": IMAGE_SIZE, "downscale": 40, "thumbnail": SMALL})
+    model = tf.saved_model.load(str(copy))
+    sizes = {"serving_default": 40, "pixels": IMAGE_SIZE, "downscale": 40, "thumbnail": SMALL}
+    warmup.write(copy, model, "thumbnet", sizes)
     sent = [
         (request.model_spec.name, request.model_spec.signature_name, tf.make_ndarray(value).shape[0])
         for request in warmup.requests(copy)
@@ -196,14 +198,15 @@ def test_warm_up_holds_every_signature_at_every_size(copy):
     ]
     signatures = ("serving_default", "pixels", "downscale", "thumbnail")
     assert sorted(sent) == sorted(("thumbnet", s, n) for s in signatures for n in warmup.BATCH_SIZES)
-    assert warmup.replay(copy) == len(sent)
+    assert warmup.replay(copy, model) == len(sent)
 
 
 def test_replay_finds_a_request_that_fails_and_one_that_is_missing(copy):
     sizes = {"serving_default": 40, "pixels": IMAGE_SIZE, "downscale": 40, "thumbnail": SMALL + 1}
-    warmup.write(copy, "thumbnet", sizes)
+    model = tf.saved_model.load(str(copy))
+    warmup.write(copy, model, "thumbnet", sizes)
     with pytest.raises(tf.errors.InvalidArgumentError, match="thumbnail_bytes must be images of 16 x 16"):
-        warmup.replay(copy)
+        warmup.replay(copy, model)
     (copy / warmup.FILE).write_bytes(b"")
     with pytest.raises(RuntimeError, match="no warm-up requests"):
-        warmup.replay(copy)
+        warmup.replay(copy, model)

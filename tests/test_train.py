@@ -66,8 +66,8 @@ def test_a_run_leaves_what_is_promised(config):
     assert "original" in evaluate.table(run)
 
 
-def test_results_equal_a_plain_count(config, folder):
-    run = train(config(methods=("direct",)))
+def test_results_equal_a_plain_count(direct_run, folder):
+    run = direct_run
     teacher = keras.models.load_model(run.path / "original" / "teacher.keras", compile=False)
     right = total = 0
     for index, name in enumerate(CLASSES):
@@ -89,20 +89,27 @@ def test_results_equal_a_plain_count(config, folder):
 
 
 @pytest.mark.parametrize(
-    "values",
-    [{}, pytest.param({"optimizer": "sgd", "ema_momentum": 0.9, "augment": "crop"}, marks=pytest.mark.slow)],
+    ("values", "stops"),
+    [
+        ({}, ((3, signal.SIGINT), (4, signal.SIGTERM))),  # T's training, then E's and S'
+        pytest.param(
+            {"optimizer": "sgd", "ema_momentum": 0.9, "augment": "crop"},
+            ((3, signal.SIGINT), (4, signal.SIGTERM), (2, signal.SIGTERM)),
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
-def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(config, monkeypatch, values):
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(config, monkeypatch, values, stops):
     whole = state_of(train(config("whole", **values)))
     taken = []
-    for step, number in ((3, signal.SIGINT), (4, signal.SIGTERM), (2, signal.SIGTERM)):  # teacher, thumbnet, thumbnet
+    for step, number in stops:
         with monkeypatch.context() as patch:
             steps = interrupt_at(patch, step, number)
             with pytest.raises(loop.Interrupted) as stop:
                 train(config("parts", **values))
             assert stop.value.exit_code == 128 + number
             taken.append(len(steps))
-    assert taken == [4, 5, 3]  # the step that was under way is finished and saved
+    assert taken == [step + 1 for step, _ in stops]  # the step that was under way is finished and saved
     with monkeypatch.context() as patch:
         steps = interrupt_at(patch, 10**9, signal.SIGINT)
         parts = state_of(train(config("parts", **values)))
@@ -126,18 +133,17 @@ def test_a_signal_during_the_last_save_is_heeded(config, monkeypatch):
         assert pool.submit(train, config(methods=("direct",))).result().is_done("direct")
 
 
-def test_a_finished_run_trains_nothing(config, monkeypatch):
-    run = train(config())
-    before = state_of(run)
+def test_a_finished_run_trains_nothing(config, direct_run, monkeypatch):
+    before = state_of(direct_run)
     steps = interrupt_at(monkeypatch, 0, signal.SIGINT)
-    train(config())
+    train(config(methods=("direct",)))
     assert steps == []
-    assert_same(before, state_of(run))
+    assert_same(before, state_of(direct_run))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("direct_run")
 def test_methods_can_be_added_to_a_finished_run(config):
-    train(config(methods=("direct",)))
     run = train(config(methods=("bicubic",)))
     methods = [row["method"] for row in rows(run.path / "results.csv") if row["split"] == "test"]
     assert methods == ["original", "direct", "bicubic"]
@@ -145,13 +151,12 @@ def test_methods_can_be_added_to_a_finished_run(config):
     assert "--methods=direct,bicubic\n" in (run.path / "run.flags").read_text()  # which repeats all of it
 
 
-def test_a_start_that_is_refused_changes_nothing(config, folder):
-    run = train(config(methods=("direct",)))
-    before = {name: (run.path / name).read_text() for name in ("config.json", "run.flags")}
+def test_a_start_that_is_refused_changes_nothing(config, direct_run, folder):
+    before = {name: (direct_run.path / name).read_text() for name in ("config.json", "run.flags")}
     next((folder / "train" / "red").iterdir()).unlink()
     with pytest.raises(UserError, match="the data changed since this run started"):
         train(config(methods=("bicubic",)))
-    assert {name: (run.path / name).read_text() for name in before} == before
+    assert {name: (direct_run.path / name).read_text() for name in before} == before
 
 
 @pytest.mark.slow
@@ -168,15 +173,14 @@ def test_all_methods_see_the_same_first_batch_and_the_same_start(config):
     assert first["cl"] == second["cl"]
 
 
-def test_a_teacher_can_be_taken_from_another_run(config, tmp_path):
-    train(config("first", methods=("direct",)))
-    run = train(config("second", teacher=str(tmp_path / "first"), methods=("direct",)))
+def test_a_teacher_can_be_taken_from_another_run(config, direct_run, tmp_path):
+    run = train(config("second", teacher=str(direct_run.path), methods=("direct",)))
     for name in ("original", "direct"):
         np.testing.assert_array_equal(
-            np.load(tmp_path / "first" / name / "logits_test.npy"), np.load(run.path / name / "logits_test.npy")
+            np.load(direct_run.path / name / "logits_test.npy"), np.load(run.path / name / "logits_test.npy")
         )
     with pytest.raises(UserError, match="must have this run's --backbone=resnet18 --width=0.125 and --image_size=32"):
-        train(config("third", teacher=str(tmp_path / "first"), width=0.125))
+        train(config("third", teacher=str(direct_run.path), width=0.125))
     with pytest.raises(UserError, match="nowhere, which holds no run"):
         train(config("fourth", teacher=str(tmp_path / "nowhere")))
 

@@ -23,7 +23,7 @@ def replica_weights(method: str, cfg: Config, devices: list[str], photos) -> dic
     distributed = strategy.experimental_distribute_dataset(batches)
 
     # one trace for all batch sizes: Keras' synchronised batch normalisation needs the replicas' static shapes alike
-    @tf.function(input_signature=[distributed.element_spec])
+    @tf.function(input_signature=[distributed.element_spec], autograph=False)
     def step(batch):
         strategy.run(trainer.train_step, args=(batch,))
 

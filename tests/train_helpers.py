@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ from data_helpers import write_pngs
 from thumbnet_tf import loop
 from thumbnet_tf.config import Config
 from thumbnet_tf.runs import RunDir
+from thumbnet_tf.train import train
 
 CLASSES = ("blue", "green", "red")
 
@@ -49,6 +51,15 @@ def config(tmp_path, folder, tiny_resnet):
         return Config(**{**common, **values})
 
     return make
+
+
+@pytest.fixture
+def direct_run(config, tmp_path, tmp_path_factory) -> RunDir:
+    """Returns what `train(config(methods=("direct",)))` makes, trained once: all tests have the same data."""
+    kept = tmp_path_factory.getbasetemp() / "direct_run"
+    if not (kept / "results.csv").exists():
+        train(config(str(kept), methods=("direct",)))
+    return RunDir(shutil.copytree(kept, tmp_path / "run"))
 
 
 def rows(path) -> list[dict]:

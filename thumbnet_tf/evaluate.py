@@ -6,6 +6,7 @@ python -m thumbnet_tf.evaluate --run_dir=runs/quickstart
 import contextlib
 import dataclasses
 import io
+from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
@@ -66,24 +67,26 @@ def evaluate(run: RunDir, dataset: sources.Dataset) -> list[dict]:
     methods = run.finished_methods()
     if ORIGINAL not in methods:
         raise UserError(f"--run_dir must hold a finished teacher; finish thumbnet_tf.train first. Received: {run.path}")
-    costs_of = {method: _costs(run, method, cfg) for method in methods}
-    rows = []
-    for name in SPLITS:
-        split = dataset.splits[name]
-        logits = {method: _logits(run, method, split, cfg) for method in methods}
-        rows += [
-            {
-                "method": method,
-                "split": name,
-                "seed": cfg.seed,
-                "examples": split.num_examples,
-                "top1": f"{top_k(logits[method], split.labels, 1):.6f}",
-                "top5": f"{top_k(logits[method], split.labels, 5):.6f}",
-                "teacher_agreement": f"{np.mean(logits[method].argmax(-1) == logits[ORIGINAL].argmax(-1)):.6f}",
-                **costs_of[method],
-            }
-            for method in methods
-        ]
+    splits = {name: dataset.splits[name] for name in SPLITS}
+    costs_of, logits = {}, {}
+    for method in methods:
+        small, network = load_parts(run, method)
+        costs_of[method] = _costs(small, network, cfg)
+        logits[method] = _logits(run, method, (small, network), splits, cfg)
+    rows = [
+        {
+            "method": method,
+            "split": name,
+            "seed": cfg.seed,
+            "examples": split.num_examples,
+            "top1": f"{top_k(logits[method][name], split.labels, 1):.6f}",
+            "top5": f"{top_k(logits[method][name], split.labels, 5):.6f}",
+            "teacher_agreement": f"{_agreement(logits[method][name], logits[ORIGINAL][name]):.6f}",
+            **costs_of[method],
+        }
+        for name, split in splits.items()
+        for method in methods
+    ]
     write_rows(run.path / "results.csv", COLUMNS, rows)
     return rows
 
@@ -101,15 +104,33 @@ def classify(small: keras.Model | None, network: keras.Model, images: tf.Tensor)
     return network(thumbnails, training=False)["logits"]
 
 
-def _logits(run: RunDir, method: str, split: sources.Split, cfg: Config) -> np.ndarray:
-    """Returns a method's logits `(n, C)` of a split in its order; kept in the method's folder once computed."""
-    path = run.method(method) / f"logits_{split.name}.npy"
-    if path.exists():
-        with contextlib.suppress(ValueError, EOFError):  # a broken file is computed anew
-            return np.load(path)
-    small, network = load_parts(run, method)
-    predict = tf.function(lambda images: classify(small, network, images))
-    logits = np.full((split.num_examples, network.output["logits"].shape[-1]), np.nan, np.float32)
+def _logits(
+    run: RunDir,
+    method: str,
+    parts: tuple[keras.Model | None, keras.Model],
+    splits: Mapping[str, sources.Split],
+    cfg: Config,
+) -> dict[str, np.ndarray]:
+    """Returns a method's logits `(n, C)` by split; kept in the method's folder once computed."""
+    predict = tf.function(lambda images: classify(*parts, images), autograph=False)
+    classes = parts[1].output["logits"].shape[-1]
+    found = {}
+    for name, split in splits.items():
+        path = run.method(method) / f"logits_{name}.npy"
+        if path.exists():
+            with contextlib.suppress(ValueError, EOFError):  # a broken file is computed anew
+                found[name] = np.load(path)
+                continue
+        found[name] = _evaluated(predict, classes, method, split, cfg)
+        content = io.BytesIO()
+        np.save(content, found[name])
+        write_atomically(path, content.getvalue())
+    return found
+
+
+def _evaluated(predict: Callable, classes: int, method: str, split: sources.Split, cfg: Config) -> np.ndarray:
+    """Returns a method's logits `(n, C)` of a split in its order."""
+    logits = np.full((split.num_examples, classes), np.nan, np.float32)
     done = 0
     what = f"evaluating {method} on {split.name}"
     with track(None, split.num_examples, what) as bar, explained(cfg, lambda: what):
@@ -122,20 +143,21 @@ def _logits(run: RunDir, method: str, split: sources.Split, cfg: Config) -> np.n
         raise RuntimeError(f"{method}: {done} of {split.num_examples} {split.name} images were evaluated")
     if not np.isfinite(logits).all():
         raise UserError(f"{method} gives NaN or infinite logits on {split.name}; train it anew in a new --run_dir")
-    content = io.BytesIO()
-    np.save(content, logits)
-    write_atomically(path, content.getvalue())
     return logits
 
 
-def _costs(run: RunDir, method: str, cfg: Config) -> dict[str, int]:
-    small, network = load_parts(run, method)
+def _costs(small: keras.Model | None, network: keras.Model, cfg: Config) -> dict[str, int]:
     return {
         "ratio": 1 if small is None else cfg.ratio,
         "macs": costs.macs(network),
         "macs_downscaler": 0 if small is None else costs.macs(small),
         "params": sum(costs.parameters(model) for model in (small, network) if model is not None),
     }
+
+
+def _agreement(logits: np.ndarray, others: np.ndarray) -> float:
+    """Returns the share of examples with the same highest logit."""
+    return float(np.mean(logits.argmax(-1) == others.argmax(-1)))
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:

@@ -214,14 +214,15 @@ def _write_saved_models(
         _log.info("writing the SavedModel %s", served)
         with saving(folder):
             serving.save(folder, model, endpoints(cfg, classes, models))
-            warmup.write(folder, served, sizes)
-        _log.info("replayed %d warm-up requests", warmup.replay(folder))
+            loaded = tf.saved_model.load(str(folder))
+            warmup.write(folder, loaded, served, sizes)
+        _log.info("replayed %d warm-up requests", warmup.replay(folder, loaded))
         signatures = {
             key: {
                 "inputs": _specs(function.structured_input_signature[1]),
                 "outputs": _specs(function.structured_outputs),
             }
-            for key, function in tf.saved_model.load(str(folder)).signatures.items()
+            for key, function in loaded.signatures.items()
         }
         facts[served] = {"name": served, "signatures": signatures, "weights_sha256": _digest(model)}
     return facts

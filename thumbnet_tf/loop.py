@@ -208,11 +208,11 @@ def _compiled(trainer: Trainer, strategy: tf.distribute.Strategy) -> tuple[Calla
     """
     classes = trainer.student.output["logits"].shape[-1]
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def run_step(batch: dict) -> None:
         strategy.run(lambda part: trainer.train_step(_triple(part, classes)), args=(batch,))
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def run_test(batch: dict) -> None:
         strategy.run(lambda part: trainer.test_step(_triple(part, classes)), args=(batch,))
 

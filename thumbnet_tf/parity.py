@@ -154,7 +154,7 @@ def _prepare(
     }
     expected = {name: np.zeros((count, classes), np.float32) for name in ("thumbnet", "classifier", "teacher")}
 
-    @tf.function
+    @tf.function(autograph=False)
     def predict(images: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         images = tf.cast(images, tf.float32)
         shipped = models.shipped(images, training=False)
@@ -251,7 +251,7 @@ def run(
 def _scorer(student: keras.Model, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
     """Returns what maps thumbnails uint8 (n, s, s, 3) to S's probabilities (n, C)."""
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *student.input_shape[1:]), tf.uint8)])
+    @tf.function(input_signature=[tf.TensorSpec((None, *student.input_shape[1:]), tf.uint8)], autograph=False)
     def predict(thumbnails: tf.Tensor) -> tf.Tensor:
         return tf.nn.softmax(student(tf.cast(thumbnails, tf.float32), training=False)["logits"])
 

@@ -103,7 +103,7 @@ class TeacherCache:
         """
         lean = fold(teacher)
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
             found = lean(tf.cast(images, tf.float32), training=False)
             half = {name: tf.clip_by_value(found[name], -_LARGEST_HALF, _LARGEST_HALF) for name in self.outputs}

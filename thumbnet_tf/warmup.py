@@ -7,6 +7,7 @@ all of them are replayed before a model is published.
 
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,18 +17,19 @@ FILE = "assets.extra/tf_serving_warmup_requests"
 BATCH_SIZES = (1, 4, 16)
 
 
-def write(folder: pathlib.Path, name: str, sizes: Mapping[str, int]) -> None:
+def write(folder: pathlib.Path, model: Any, name: str, sizes: Mapping[str, int]) -> None:
     """Writes warm-up requests for every signature of a SavedModel.
 
     Args:
         folder: the SavedModel.
+        model: what `tf.saved_model.load` makes of it.
         name: the name it will be served under.
         sizes: side in pixels of the image that each signature is warmed up with.
     """
     path = folder / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for signature, spec in _signatures(tf.saved_model.load(str(folder))).items():
+        for signature, spec in _signatures(model).items():
             picture = image(sizes[signature])
             one = tf.io.encode_jpeg(picture).numpy() if spec.dtype == tf.string else picture
             for count in BATCH_SIZES:
@@ -41,11 +43,12 @@ def write(folder: pathlib.Path, name: str, sizes: Mapping[str, int]) -> None:
                 writer.write(log.SerializeToString())
 
 
-def replay(folder: pathlib.Path) -> int:
+def replay(folder: pathlib.Path, model: Any) -> int:
     """Sends a SavedModel its own warm-up requests.
 
     Args:
         folder: the SavedModel.
+        model: what `tf.saved_model.load` makes of it.
 
     Returns:
         How many there were.
@@ -53,13 +56,12 @@ def replay(folder: pathlib.Path) -> int:
     Raises:
         RuntimeError: when there are none, one fails, or an answer isn't finite or not of its batch's size.
     """
-    signatures = tf.saved_model.load(str(folder)).signatures
     count = 0
     for request in requests(folder):
         signature = request.model_spec.signature_name
         inputs = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
         (batch,) = {int(value.shape[0]) for value in inputs.values()}
-        for key, value in signatures[signature](**inputs).items():
+        for key, value in model.signatures[signature](**inputs).items():
             finite = value.dtype == tf.string or bool(tf.reduce_all(tf.math.is_finite(tf.cast(value, tf.float32))))
             if value.shape[0] != batch or not finite:
                 raise RuntimeError(f"{folder}: warm-up of {signature} gives a bad {key} of shape {value.shape}")
@@ -75,7 +77,7 @@ def requests(folder: pathlib.Path) -> Iterator[predict_pb2.PredictRequest]:
         yield prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
 
 
-def _signatures(model: tf.Module) -> dict[str, tf.TensorSpec]:
+def _signatures(model: Any) -> dict[str, tf.TensorSpec]:
     """Returns the only input of each signature."""
     found = {}
     for name, function in model.signatures.items():
