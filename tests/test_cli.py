@@ -95,10 +95,11 @@ def test_a_wrong_flag_ends_with_one_line_and_code_2(arguments, message, tmp_path
             "--dataset=folder:PATH takes an existing folder; correct the path (commands that take no --dataset have "
             "--data_dir to say where it lies now). Received: nowhere",
         ),
-        (
+        pytest.param(
             "evaluate",
             ("--run_dir=nowhere",),
             "--run_dir must hold the config.json of a run made by thumbnet_tf.train. Received: nowhere",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["train", "evaluate"],
@@ -130,7 +131,7 @@ def test_a_home_directory_is_found_as_a_shell_would(monkeypatch):
     assert parse("--cache_dir=a/~/b").cache_dir == "a/~/b"
 
 
-@pytest.mark.parametrize("module", ["train", "predict"])
+@pytest.mark.parametrize("module", ["train", pytest.param("predict", marks=pytest.mark.slow)])
 def test_help_lists_the_options(module):
     result = command("--help", module=module)
     assert result.returncode == 1  # absl's way

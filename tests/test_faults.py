@@ -163,8 +163,8 @@ def test_too_many_open_files_are_not_taken_for_too_large_a_batch():
         raise error
 
 
-def test_a_failed_checkpoint_leaves_the_last_one(config, monkeypatch):
-    whole = state_of(train(config("whole", methods=("direct",))))
+def test_a_failed_checkpoint_leaves_the_last_one(config, direct_run, monkeypatch):
+    whole = state_of(direct_run)
     save, saved = tf.train.CheckpointManager.save, []
 
     def full_disk(self, *args, **kwargs):
@@ -177,8 +177,8 @@ def test_a_failed_checkpoint_leaves_the_last_one(config, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(tf.train.CheckpointManager, "save", full_disk)
         with pytest.raises(UserError, match=message):
-            train(config(methods=("direct",)))
-    assert_same(whole, state_of(train(config(methods=("direct",)))))
+            train(config("failed", methods=("direct",)))
+    assert_same(whole, state_of(train(config("failed", methods=("direct",)))))
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ def test_kinds_become_a_teacher_and_train_a_student(kind, photos, tmp_path):
     _, anew = thumbnet.build_student(cfg, ours)
     assert bool(anew) == (kind in ANEW)
     trainer = build_trainer("thumbnet", cfg, 3, ours)
-    trainer.compile(optimizer=build_optimizer(cfg, 1e-3, 10, trainer.trainable_variables))
+    trainer.compile(optimizer=build_optimizer(cfg, 1e-3, 10, trainer.trainable_variables), run_eagerly=True)
     assert np.isfinite(trainer.train_on_batch(images, np.array([0, 1, 2, 0]), return_dict=True)["loss"])
     small, student = trainer.trained()
     shipped = thumbnet.build_shipped(cfg, "learned", small, student)

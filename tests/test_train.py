@@ -18,9 +18,12 @@ from thumbnet_tf.distribution import start
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.train import train
 
+STAGED_RUN = pytest.mark.xdist_group("staged_run")  # on one worker, so that it is trained once
 
-def test_a_run_leaves_what_is_promised(config):
-    run = train(config(mapping_epochs=1))
+
+@STAGED_RUN
+def test_a_run_leaves_what_is_promised(staged_run):
+    run = staged_run
     results = rows(run.path / "results.csv")
     assert ",".join(results[0]) == (
         "method,ratio,split,seed,examples,top1,top5,teacher_agreement,macs,macs_downscaler,params"
@@ -88,19 +91,8 @@ def test_results_equal_a_plain_count(direct_run, folder):
         assert by[name]["params"] == str(costs.parameters(model))
 
 
-@pytest.mark.parametrize(
-    ("values", "stops"),
-    [
-        ({}, ((3, signal.SIGINT), (4, signal.SIGTERM))),  # T's training, then E's and S'
-        pytest.param(
-            {"optimizer": "sgd", "ema_momentum": 0.9, "augment": "crop"},
-            ((3, signal.SIGINT), (4, signal.SIGTERM), (2, signal.SIGTERM)),
-            marks=pytest.mark.slow,
-        ),
-    ],
-)
-def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(config, monkeypatch, values, stops):
-    whole = state_of(train(config("whole", **values)))
+def interrupted(config, monkeypatch, stops, **values) -> dict:
+    """Returns the state of a run that got these signals before these steps of its starts, and was started again."""
     taken = []
     for step, number in stops:
         with monkeypatch.context() as patch:
@@ -114,7 +106,20 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(config, monkey
         steps = interrupt_at(patch, 10**9, signal.SIGINT)
         parts = state_of(train(config("parts", **values)))
     assert sum(taken) + len(steps) == 6 + 12  # no step was taken twice
-    assert_same(whole, parts)
+    return parts
+
+
+@STAGED_RUN
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(config, staged_run, monkeypatch):
+    stops = (3, signal.SIGINT), (4, signal.SIGTERM)  # T's training, then E's and S'
+    assert_same(state_of(staged_run), interrupted(config, monkeypatch, stops, mapping_epochs=1))
+
+
+@pytest.mark.slow
+def test_averages_and_a_training_interrupted_twice_are_resumed_bit_for_bit(config, monkeypatch):
+    values = {"optimizer": "sgd", "ema_momentum": 0.9, "augment": "crop"}
+    stops = (3, signal.SIGINT), (4, signal.SIGTERM), (2, signal.SIGTERM)
+    assert_same(state_of(train(config("whole", **values))), interrupted(config, monkeypatch, stops, **values))
 
 
 def test_a_signal_during_the_last_save_is_heeded(config, monkeypatch):

@@ -53,13 +53,24 @@ def config(tmp_path, folder, tiny_resnet):
     return make
 
 
+def _kept(name: str, configured, copy, tmp_path_factory) -> RunDir:
+    """Returns a copy of a run that is trained where it is asked for first."""
+    kept = tmp_path_factory.getbasetemp() / name
+    if not (kept / "results.csv").exists():
+        train(configured(str(kept)))
+    return RunDir(shutil.copytree(kept, copy))
+
+
 @pytest.fixture
 def direct_run(config, tmp_path, tmp_path_factory) -> RunDir:
     """Returns what `train(config(methods=("direct",)))` makes, trained once: all tests have the same data."""
-    kept = tmp_path_factory.getbasetemp() / "direct_run"
-    if not (kept / "results.csv").exists():
-        train(config(str(kept), methods=("direct",)))
-    return RunDir(shutil.copytree(kept, tmp_path / "run"))
+    return _kept("direct_run", lambda folder: config(folder, methods=("direct",)), tmp_path / "run", tmp_path_factory)
+
+
+@pytest.fixture
+def staged_run(config, tmp_path, tmp_path_factory) -> RunDir:
+    """Returns what `train(config(mapping_epochs=1))` makes: T, `direct` and `thumbnet`; trained once."""
+    return _kept("staged_run", lambda folder: config(folder, mapping_epochs=1), tmp_path / "run", tmp_path_factory)
 
 
 def rows(path) -> list[dict]:

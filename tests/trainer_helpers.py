@@ -34,7 +34,8 @@ def make_trainer(
     teacher = None if method == stages.ORIGINAL else thumbnet.build_teacher(cfg, CLASSES, synchronized=synchronized)
     trainer = build_trainer(method, cfg, CLASSES, teacher, mapping_steps=mapping_steps, synchronized=synchronized)
     variables, late = trainer.trainable_variables, trainer.late_variables()
-    trainer.compile(optimizer=build_optimizer(cfg, cfg.learning_rate, steps, variables, late, mapping_steps))
+    optimizer = build_optimizer(cfg, cfg.learning_rate, steps, variables, late, mapping_steps)
+    trainer.compile(optimizer=optimizer, run_eagerly=True)  # `fit` takes few steps here, sooner done than traced
     return trainer
 
 
