@@ -13,7 +13,7 @@ from cache_helpers import cached  # noqa: F401 - fixtures for all
 from run_helpers import disc_files, quick, run_copy, tiny_run, train_tiny  # noqa: F401
 from serving_fixtures import ask, exported, grpc_address, kserve_address  # noqa: F401
 from teacher_helpers import own, tinted  # noqa: F401
-from train_helpers import config, direct_run, folder, staged_run  # noqa: F401
+from train_helpers import config, direct_run, folder, kept, staged_run  # noqa: F401
 
 from thumbnet_tf import backbones
 

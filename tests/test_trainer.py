@@ -194,6 +194,7 @@ def test_mixed_precision_keeps_thumbnails_and_logits_in_float32(policy, photos):
     keras.config.set_dtype_policy(policy)
     cfg = config(mixed_precision=policy, clip_norm=1.0)
     trainer = make_trainer("thumbnet", cfg)
+    trainer.run_eagerly = policy != "mixed_float16"  # in a graph, a step with too large gradients is left out otherwise
     images, labels = photos(4, 32), np.array([0, 1, 2, 0])
     before = values(trainer.student.trainable_variables)
     trainer.fit(images, labels, batch_size=2, verbose=0)
@@ -236,6 +237,7 @@ def test_labels_are_class_numbers_in_a_row_or_a_column_or_probabilities(photos):
     ]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
     trainer = make_trainer("thumbnet", config())
+    trainer.run_eagerly = False
     with pytest.raises(UserError, match=r"or probabilities \(B, 3\). Received: the shape \(4, 4\)"):
         trainer.train_on_batch(images, np.eye(CLASSES + 1)[labels])
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"labels must be class numbers from 0 to {CLASSES - 1}"):

@@ -105,7 +105,7 @@ def test_overflow_on_one_replica_skips_the_step_on_all(clip_norm, photos):
     labels = np.eye(CLASSES, dtype=np.float32)[[0, 1, 2, 0]]
     labels[2:] *= 1e38  # the second replica's gradient overflows
     batches = tf.data.Dataset.from_tensor_slices((photos(4, 32), labels, np.ones(4, np.float32))).batch(4)
-    step = tf.function(lambda batch: strategy.run(trainer.train_step, args=(batch,)))
+    step = tf.function(lambda batch: strategy.run(trainer.train_step, args=(batch,)), autograph=False)
     for batch in strategy.experimental_distribute_dataset(batches):
         step(batch)
     for old, new in zip(before, values(trainer.trainable_variables), strict=True):
@@ -118,6 +118,7 @@ def test_overflow_on_one_replica_skips_the_step_on_all(clip_norm, photos):
 def test_fit_works_under_mirrored(photos):
     with mirrored(["CPU:0", "CPU:1"]).scope():
         trainer = make_trainer("thumbnet", config(), synchronized=True)
+    trainer.run_eagerly = False
     images, labels = photos(8, 32), np.arange(8) % CLASSES
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(4)
     history = trainer.fit(batches, epochs=2, shuffle=False, verbose=0).history

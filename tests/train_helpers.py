@@ -53,24 +53,32 @@ def config(tmp_path, folder, tiny_resnet):
     return make
 
 
-def _kept(name: str, configured, copy, tmp_path_factory) -> RunDir:
-    """Returns a copy of a run that is trained where it is asked for first."""
-    kept = tmp_path_factory.getbasetemp() / name
-    if not (kept / "results.csv").exists():
-        train(configured(str(kept)))
-    return RunDir(shutil.copytree(kept, copy))
+@pytest.fixture
+def kept(config, tmp_path, tmp_path_factory):
+    """Returns a function that trains `config(**values)` unless an earlier test has, and returns a copy of that run.
+
+    Its configuration names the images of the test that trained it, which were the same then: don't load data by it.
+    """
+
+    def copy(name: str, **values) -> RunDir:
+        first = tmp_path_factory.getbasetemp() / name
+        if not (first / "results.csv").exists():
+            train(config(run_dir=str(first), **values))
+        return RunDir(shutil.copytree(first, tmp_path / "run"))
+
+    return copy
 
 
 @pytest.fixture
-def direct_run(config, tmp_path, tmp_path_factory) -> RunDir:
-    """Returns what `train(config(methods=("direct",)))` makes, trained once: all tests have the same data."""
-    return _kept("direct_run", lambda folder: config(folder, methods=("direct",)), tmp_path / "run", tmp_path_factory)
+def direct_run(kept) -> RunDir:
+    """Returns a finished run of T and `direct`, in the place of `config(methods=("direct",))`."""
+    return kept("direct_run", methods=("direct",))
 
 
 @pytest.fixture
-def staged_run(config, tmp_path, tmp_path_factory) -> RunDir:
-    """Returns what `train(config(mapping_epochs=1))` makes: T, `direct` and `thumbnet`; trained once."""
-    return _kept("staged_run", lambda folder: config(folder, mapping_epochs=1), tmp_path / "run", tmp_path_factory)
+def staged_run(kept) -> RunDir:
+    """Returns a finished run of T, `direct` and `thumbnet`, in the place of `config(mapping_epochs=1)`."""
+    return kept("staged_run", mapping_epochs=1)
 
 
 def rows(path) -> list[dict]:

@@ -188,11 +188,11 @@ def _load_run(run: RunDir, method: str) -> Loaded:
     small, network = load_parts(run, choose_method(run, method))
     signature = [tf.TensorSpec((None, config.image_size, config.image_size, 3), tf.uint8)]
 
-    @tf.function(input_signature=signature)
+    @tf.function(input_signature=signature, autograph=False)
     def shrink(images: tf.Tensor) -> tf.Tensor:
         return small(tf.cast(images, tf.float32), training=False)
 
-    @tf.function(input_signature=signature)
+    @tf.function(input_signature=signature, autograph=False)
     def score(images: tf.Tensor) -> tf.Tensor:
         seen = tf.cast(images, tf.float32)
         seen = seen if small is None else small(seen, training=False)

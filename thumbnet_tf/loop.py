@@ -204,7 +204,8 @@ def _rows_until(path: pathlib.Path, step: int) -> list[dict[str, str]]:
 def _compiled(trainer: Trainer, strategy: tf.distribute.Strategy) -> tuple[Callable, Callable]:
     """Returns the train and the test step over all replicas as graphs; results are read from the trackers.
 
-    Each replica makes its own triple, for a batch of several replicas can't be indexed or multiplied.
+    Each replica makes its own triple, for a batch of several replicas can't be indexed or multiplied. No step has
+    control flow that AutoGraph would have to convert, which takes seconds.
     """
     classes = trainer.student.output["logits"].shape[-1]
 

@@ -175,7 +175,7 @@ def _reader(cfg: Config, from_thumbnails: bool) -> Callable[[str], tf.Tensor | s
     """Returns what reads a file as the network's or the downscaler's input, uint8 (s, s, 3), or says why it can't."""
     size = cfg.thumbnail_size
 
-    @tf.function(input_signature=[tf.TensorSpec((None, None, 3), tf.uint8)])
+    @tf.function(input_signature=[tf.TensorSpec((None, None, 3), tf.uint8)], autograph=False)
     def crop(image: tf.Tensor) -> tf.Tensor:
         return preprocess.eval_crop(image, cfg.image_size, cfg.crop_fraction)
 
@@ -213,7 +213,7 @@ def _classifier(
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Returns what maps images uint8 (B, S, S, 3) to the network's input, float32 (B, s, s, 3), and scores (B, C)."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def graph(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         images = tf.cast(images, tf.float32)
         inputs = images if small is None else small(images, training=False)

@@ -71,9 +71,8 @@ def save(folder: pathlib.Path, model: keras.Model, endpoints: Mapping[str, Endpo
     """
     module = tf.Module()  # `keras.export.ExportArchive` would store each weight twice
     module.weights = [weight.value for weight in model.weights]
-    traced = {
-        id(function): tf.function(function, [spec], autograph=False) for function, spec in endpoints.values()
-    }  # each once
+    # each function is traced once, whatever signatures it has
+    traced = {id(function): tf.function(function, [spec], autograph=False) for function, spec in endpoints.values()}
     signatures = {name: traced[id(function)] for name, (function, _) in endpoints.items()}
     tf.saved_model.save(module, str(folder), signatures)
 

@@ -186,11 +186,11 @@ def _networks(small: keras.Model, network: keras.Model, cfg: Config) -> tuple[Ca
     """Returns what maps images (B, S, S, 3) to thumbnails float32, and thumbnails (B, s, s, 3) to classes (B,)."""
     to_thumbnail = ToThumbnail(cfg.thumbnail_bits)  # restores the levels that a run of fewer than 8 bits has
 
-    @tf.function
+    @tf.function(autograph=False)
     def downscale(images: tf.Tensor) -> tf.Tensor:
         return small(tf.cast(images, tf.float32), training=False)
 
-    @tf.function
+    @tf.function(autograph=False)
     def classify(thumbnails: tf.Tensor) -> tf.Tensor:
         logits = network(to_thumbnail(tf.cast(thumbnails, tf.float32)), training=False)["logits"]
         return tf.argmax(logits, axis=-1)
