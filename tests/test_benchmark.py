@@ -113,7 +113,7 @@ def test_mistakes_are_named(run_copy, monkeypatch):
         benchmark.Options(what="speed")
     for name in ("direct", "bicubic", "thumbnet"):
         (run_copy.path / name / "done.json").unlink()
-    with pytest.raises(UserError, match="--method must be one that reads thumbnails. Received: original of .*copy"):
+    with pytest.raises(UserError, match="reads thumbnails; train one first. Received: original of .*copy"):
         benchmark.main(benchmark.Options(run_dir=str(run_copy.path)))
     with pytest.raises(UserError, match="--method must be one finished in this run: original. Received: 'thumbnet'"):
         benchmark.main(benchmark.Options(run_dir=str(run_copy.path), method="thumbnet"))

@@ -16,12 +16,12 @@ from ai_edge_litert.interpreter import Interpreter
 
 from thumbnet_tf import costs, foreign, peak_memory, tflite, thumbnet, timing
 from thumbnet_tf.benchmark_report import figure, markdown, publish
-from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.config import Config
 from thumbnet_tf.frozen import freeze
 from thumbnet_tf.predict import choose_method
 from thumbnet_tf.progress import track
 from thumbnet_tf.runs import RunDir
-from thumbnet_tf.stages import METHODS, ORIGINAL
+from thumbnet_tf.stages import ORIGINAL
 
 COLUMNS = (
     "case",
@@ -86,7 +86,7 @@ def run(options: Any) -> None:
     subjects, folder = [], options.folder
     if options.run_dir:
         found = RunDir.existing(options.run_dir)
-        method = choose_method(found, options.method)
+        method = choose_method(found, options.method, of_thumbnails=True)
         subjects, folder = [of_run(found, method)], options.out or str(found.method(method) / "benchmark")
     rows = measure(subjects or list(random_subjects(options.quick)), options.rounds)
     publish(folder, "benchmark_inference", COLUMNS, rows, figure(rows), markdown(rows))
@@ -113,13 +113,11 @@ def random_subject(cfg: Config, classes: int) -> Subject:
 
 
 def of_run(run: RunDir, method: str) -> Subject:
-    """Loads the models of a run's finished method.
+    """Loads the models of a run's finished method of thumbnails.
 
     Raises:
-        UserError: when the method reads no thumbnails, or its files can't be read.
+        UserError: when its files can't be read.
     """
-    if METHODS[method].downscaler == "none":
-        raise UserError(f"--method must be one that reads thumbnails. Received: {method} of {run.path}")
     models = thumbnet.deployed(run.load_model(method, "shipped"), run.load_model(ORIGINAL, "teacher"))
     return Subject(run.config(), models)
 

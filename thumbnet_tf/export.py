@@ -119,9 +119,11 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
         UserError: on a mistake that the user can mend, and when a SavedModel doesn't equal Keras.
     """
     run = RunDir.existing(options.run_dir)
-    method = choose_method(run, options.method)
-    if METHODS[method].downscaler == "none":
-        raise UserError(f"--method must be one that reads thumbnails (T: --also=teacher). Received: {method}")
+    if options.method == ORIGINAL:
+        raise UserError(
+            f"--method must be one that reads thumbnails; --also=teacher exports T beside it. Received: {ORIGINAL}"
+        )
+    method = choose_method(run, options.method, of_thumbnails=True)
     cfg = sources.moved(run.config(), options.data_dir).resolved()
     classes = run.data_facts()["classes"]
     name = options.name or method

@@ -109,9 +109,7 @@ def gather(run: RunDir, method: str = "", export_dir: str = "", data_dir: str = 
             f"--run_dir must hold a finished run; the command that began it goes on with {', '.join(unfinished)}. "
             f"Received: {run.path}"
         )
-    method = choose_method(run, method)
-    if METHODS[method].downscaler == "none":
-        raise UserError(f"--method must be one that reads thumbnails; train one first. Received: {method}")
+    method = choose_method(run, method, of_thumbnails=True)
     found = results_of(run, method)
     rows = {name: row for name in METHODS for row in found if row["method"] == name}  # in the order of METHODS
     facts = run.data_facts()
