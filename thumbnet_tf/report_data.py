@@ -198,15 +198,11 @@ def _scores(run: RunDir, method: str, dataset: sources.Dataset) -> np.ndarray:
     Raises:
         UserError: when they aren't there, or aren't those of this data.
     """
-    path = run.method(method) / "logits_test.npy"
-    try:
-        logits = np.load(path)
-    except (OSError, ValueError, EOFError):
-        logits = None
-    if logits is None or logits.shape != (dataset.splits["test"].num_examples, len(dataset.class_names)):
+    logits, needed = run.logits(method, "test"), (dataset.splits["test"].num_examples, len(dataset.class_names))
+    if logits.shape != needed:
         raise UserError(
-            f"the answers to the test images are not there; `python -m thumbnet_tf.evaluate --run_dir={run.path}` "
-            f"makes them. Received: {path}"
+            f"the answers to the test images must be of the shape {needed}; delete them, then `python -m "
+            f"thumbnet_tf.evaluate --run_dir={run.path}` makes them. Received: {logits.shape} of {method}"
         )
     return softmax(logits)
 
