@@ -6,7 +6,6 @@ A bubble's area is the memory of activations: the largest sum of what one layer 
 legend names the seeds of each point; bars are the standard deviation over them.
 """
 
-import io
 import math
 import statistics
 import sys
@@ -21,7 +20,7 @@ from experiments.row_tables import about
 from experiments.summary import RESULTS
 from thumbnet_tf import backbones, thumbnet
 from thumbnet_tf.csv_files import read_rows
-from thumbnet_tf.files import write_atomically
+from thumbnet_tf.files import write_figure
 from thumbnet_tf.plots import STYLES
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
@@ -111,10 +110,8 @@ def main(arguments: list[str]) -> int:
         print(f"error: results are expected in {' or '.join(map(str, paths))}; run experiments.run", file=sys.stderr)
         return 1
     shown = sorted({row["row"] for row in rows if run.name_in_set(row["row"]) in SHOWN})
-    content = io.BytesIO()
-    figure(arguments[0], rows, {row: row_bytes(row) for row in shown}).savefig(content, format="png")
     path = RESULTS / f"{arguments[0]}_frontier.png"
-    write_atomically(path, content.getvalue())
+    write_figure(path, figure(arguments[0], rows, {row: row_bytes(row) for row in shown}))
     print(path)
     return 0
 

@@ -86,15 +86,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 def _right(run: RunDir, method: str, split: str, labels: np.ndarray) -> np.ndarray:
     """Returns which images a method of a run answers right, bool `(n,)`."""
-    path = run.method(method) / f"logits_{split}.npy"
-    if not path.exists():
-        raise UserError(
-            f"a run with an evaluated {method} is expected; thumbnet_tf.evaluate makes it. Received: {path}"
-        )
-    try:
-        return np.load(path).argmax(-1) == labels
-    except (ValueError, EOFError):
-        raise UserError(f"answers must be as thumbnet_tf.evaluate wrote them; run it again. Received: {path}") from None
+    return run.logits(method, split).argmax(-1) == labels
 
 
 if __name__ == "__main__":

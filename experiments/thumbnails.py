@@ -24,7 +24,6 @@ from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import METHODS
 
 FIXED = ("bicubic", "area")
-SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +55,7 @@ def save_thumbnails(small: keras.Model, dataset: sources.Dataset, cfg: Config, o
     """
     function = tf.function(lambda images: tf.cast(tf.round(small(tf.cast(images, tf.float32))), tf.uint8))
     count = 0
-    for name in SPLITS:
+    for name in sources.SPLITS:
         split = dataset.splits[name]
         for class_name in dataset.class_names:
             with saving(out):
@@ -92,7 +91,7 @@ def main(options: Options) -> None:
         small = run.load_model(options.kind, "downscaler")
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    count = save_thumbnails(small, sources.load(cfg, SPLITS), cfg, partial)
+    count = save_thumbnails(small, sources.load(cfg), cfg, partial)
     with saving(out):
         partial.replace(out)
     print(count, "thumbnails in", out)

@@ -44,8 +44,8 @@ def by_pillow(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
 
-def load(dataset, log=lambda line: None, splits=SPLITS, **options):
-    return sources.load(Config(dataset=str(dataset), **options), splits, log)
+def load(dataset, splits=SPLITS, **options):
+    return sources.load(Config(dataset=str(dataset), **options), splits)
 
 
 def pixels(split):

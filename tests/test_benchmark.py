@@ -45,8 +45,8 @@ def test_ratio_is_of_costs_not_of_rates():
     }
     key = ("frozen_throughput", "thumbnet", 4)
     subject = types.SimpleNamespace(cfg=Config(image_size=32), backbone="resnet18")
-    row = benchmark_inference._row(key, values[key], values, subject, 8)
-    assert (row["unit"], row["median"], row["teacher_over_it"]) == ("images/s", "160.000", "4.00")  # 8 in 50 ms
+    row = benchmark_inference._row(key, values[key], values, subject)
+    assert (row["unit"], row["median"], row["teacher_over_it"]) == ("images/s", "640.000", "4.00")  # 32 in 50 ms
     assert row["macs"] == 3
 
 
@@ -113,7 +113,7 @@ def test_mistakes_are_named(run_copy, monkeypatch):
         benchmark.Options(what="speed")
     for name in ("direct", "bicubic", "thumbnet"):
         (run_copy.path / name / "done.json").unlink()
-    with pytest.raises(UserError, match="--method must be one that reads thumbnails. Received: original of .*copy"):
+    with pytest.raises(UserError, match="reads thumbnails; train one first. Received: original of .*copy"):
         benchmark.main(benchmark.Options(run_dir=str(run_copy.path)))
     with pytest.raises(UserError, match="--method must be one finished in this run: original. Received: 'thumbnet'"):
         benchmark.main(benchmark.Options(run_dir=str(run_copy.path), method="thumbnet"))

@@ -69,6 +69,18 @@ def test_top_k_counts_ties_once():
     assert evaluate.top_k(logits, labels, 2) == 1.0
 
 
+def test_missing_and_broken_answers_are_told_and_made_anew(run, dataset, monkeypatch):
+    path = run.method("thumbnet") / "logits_test.npy"
+    whole = np.load(path)
+    monkeypatch.setattr(evaluate, "_evaluated", lambda *_: whole)
+    for mistake in (path.unlink, lambda: path.write_bytes(b"\x93NUMPY half")):
+        mistake()
+        with pytest.raises(UserError, match=r"answers to the test images are missing or broken; .* Rec.*thumbnet/log"):
+            run.logits("thumbnet", "test")
+        evaluate.evaluate(run, dataset)
+        np.testing.assert_array_equal(run.logits("thumbnet", "test"), whole)
+
+
 def test_a_run_whose_teacher_is_not_finished_is_refused(run, dataset):
     (run.method("original") / "done.json").unlink()
     with pytest.raises(UserError, match="must hold a finished teacher; finish thumbnet_tf.train first. Rec"):

@@ -46,9 +46,9 @@ def test_mistakes_are_named(tiny_run, tmp_path, monkeypatch):
         recovery.collect("discs", [str(run)] * 2)
     answers = run / "bicubic" / "logits_validation.npy"
     answers.write_bytes(answers.read_bytes()[:90])
-    with pytest.raises(UserError, match=r"answers must be as thumbnet_tf.evaluate wrote them.*logits_validation.npy"):
+    with pytest.raises(UserError, match=r"answers to the validation images are missing or broken; `python -m thumb"):
         recovery.collect("discs", [str(run)])
     answers.unlink()
-    with pytest.raises(UserError, match=r"an evaluated bicubic is expected.*logits_validation.npy"):
+    with pytest.raises(UserError, match=r"missing or broken; .*bicubic/logits_validation.npy"):
         recovery.collect("discs", [str(run)])
     assert not list(tmp_path.glob("*.csv"))

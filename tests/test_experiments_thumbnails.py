@@ -13,7 +13,7 @@ from thumbnet_tf.data import pipeline, sources
 def test_thumbnails_are_those_of_the_run(tiny_run, tmp_path, kind, capsys):
     thumbnails.main(thumbnails.Options(run_dir=str(tiny_run.path), kind=kind, out=str(tmp_path / "out")))
     cfg = tiny_run.config().resolved()
-    dataset = sources.load(cfg, thumbnails.SPLITS)
+    dataset = sources.load(cfg)
     total = sum(split.num_examples for split in dataset.splits.values())
     assert capsys.readouterr().out.startswith(f"{total} thumbnails in ")
     split = dataset.splits["test"]

@@ -36,7 +36,7 @@ def test_wrong_flags(mistake):
 def test_mistakes_about_the_run(tiny_run, tmp_path):
     with pytest.raises(UserError, match="--run_dir must hold the config.json"):
         export.export(export_options(RunDir(tmp_path), tmp_path))
-    with pytest.raises(UserError, match="--method must be one that reads thumbnails"):
+    with pytest.raises(UserError, match="one that reads thumbnails; --also=teacher exports T beside it. Rec.*: orig"):
         export.export(export_options(tiny_run, tmp_path, method="original"))
     with pytest.raises(UserError, match="--method must be one finished in this run"):
         export.export(export_options(tiny_run, tmp_path, method="no_kd"))

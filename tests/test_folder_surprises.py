@@ -27,6 +27,7 @@ def test_a_split_by_an_unknown_name_is_told(tmp_path):
 
 
 def test_images_below_a_class_are_told(tmp_path, caplog):
+    caplog.set_level("WARNING", "thumbnet_tf")
     write_folder(tmp_path, {"cat": 20, "dog": 20})
     assert load(f"folder:{tmp_path}") and caplog.text == ""
     fingerprint = load(f"folder:{tmp_path}").fingerprint
@@ -41,6 +42,7 @@ def test_images_below_a_class_are_told(tmp_path, caplog):
 
 
 def test_copies_of_training_images_are_told(tmp_path, caplog):
+    caplog.set_level("WARNING", "thumbnet_tf")
     write_folder(tmp_path, {f"{split}/{name}": 5 for split in ("train", "val", "test") for name in ("cat", "dog")}, 7)
     load(f"folder:{tmp_path}")
     assert caplog.text == ""  # images of two splits differ

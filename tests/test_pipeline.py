@@ -28,9 +28,9 @@ def splits(tmp_path_factory):
     found = {}
     for kind, dataset, limit in (("memory", folder, 1.0), ("files", folder, 0.0), ("stream", "tiny_photos/train", 0.0)):
         cfg = Config(dataset=dataset, data_dir=str(root), memory_limit_gb=limit, **OPTIONS)
-        found[kind] = load(cfg, splits=("train",), log=lambda line: None).splits["train"], cfg
+        found[kind] = load(cfg, splits=("train",)).splits["train"], cfg
     tiny = Config(dataset="tiny_photos/train", data_dir=str(root), **OPTIONS)
-    found["tiny_memory"] = load(tiny, splits=("train",), log=lambda line: None).splits["train"], tiny
+    found["tiny_memory"] = load(tiny, splits=("train",)).splits["train"], tiny
     return found
 
 

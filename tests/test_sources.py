@@ -25,21 +25,21 @@ def pets(tmp_path):
 # --- folders
 
 
-def test_folder_with_all_splits(tmp_path):
+def test_folder_with_all_splits(tmp_path, caplog):
     write_folder(tmp_path, {f"{s}/{c}": n for s, n in (("train", 12), ("val", 2), ("test", 3)) for c in ("n2", "n10")})
     (tmp_path / "train/n2/11.png").rename(tmp_path / "train/n2/11.PNG")
     (tmp_path / "train/n2/Thumbs.db").write_bytes(b"x")
     (tmp_path / "train/n10/.hidden.png").write_bytes(b"x")
     (tmp_path / "train/readme.txt").write_text("x")
-    lines = []
-    data = load(f"folder:{tmp_path}", lines.append)
+    caplog.set_level("INFO", "thumbnet_tf")
+    data = load(f"folder:{tmp_path}")
     assert data.class_names == ("n10", "n2")  # as Keras and TFDS number them
     train = data.splits["train"]
     assert train.names[20:24] == ("train/n2/8.png", "train/n2/9.png", "train/n2/10.png", "train/n2/11.PNG")
     np.testing.assert_array_equal(train.labels, [0] * 12 + [1] * 12)
     assert data.splits["validation"].names == ("val/n10/0.png", "val/n10/1.png", "val/n2/0.png", "val/n2/1.png")
     assert data.splits["test"].num_examples == 6
-    assert any("3 files or folders ignored" in line for line in lines)
+    assert any("3 files or folders ignored" in line for line in caplog.messages)
     for name, image in zip(train.names, pixels(train), strict=True):
         np.testing.assert_array_equal(image, preprocess.decode_image((tmp_path / name).read_bytes()))
 
@@ -51,7 +51,7 @@ def test_names_that_go_on_with_a_number_are_sorted(tmp_path):
     assert sorted([*names[::-1], "Cat"], key=listing.natural_key) == ["Cat", *names]
     data = load(f"folder:{tmp_path}", splits=("train",))
     assert data.class_names == ("cat", "cat10", "cat2", "covid", "covid19")
-    found = listing.list_folder(tmp_path, lambda line: None).splits["train"]().names
+    found = listing.list_folder(tmp_path).splits["train"]().names
     assert found[:2] == ("train/cat/1 (2).png", "train/cat/1.png")
 
 
@@ -95,14 +95,14 @@ def test_missing_splits_are_cut_from_train(pets):
     assert load(f"folder:{pets}", splits=("test",)).splits["test"].names == data.splits["test"].names
 
 
-def test_validation_without_test_becomes_the_test_split(tmp_path):
+def test_validation_without_test_becomes_the_test_split(tmp_path, caplog):
     write_folder(tmp_path, {f"{s}/{c}": n for s, n in (("train", 10), ("valid", 3)) for c in "ab"})
-    lines = []
-    data = load(f"folder:{tmp_path}", lines.append)
+    caplog.set_level("INFO", "thumbnet_tf")
+    data = load(f"folder:{tmp_path}")
     assert {name.split("/")[0] for name in data.splits["test"].names} == {"valid"}
     assert {name.split("/")[0] for name in data.splits["validation"].names} == {"train"}
     assert [data.splits[name].num_examples for name in SPLITS] == [18, 2, 6]
-    assert any("used as such" in line for line in lines)
+    assert any("used as such" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,13 @@ def test_folder_mistakes_are_told(tmp_path, folders, message):
     assert "Received: " in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_class_may_be_called_like_a_split(tmp_path):
+def test_a_class_may_be_called_like_a_split(tmp_path, caplog):
     assert load(f"folder:{write_folder(tmp_path / 'a', {'train': 20, 'car': 20})}").class_names == ("car", "train")
     folders = {f"{split}/{name}": 20 for split in ("train", "test") for name in ("valid", "invalid")}
-    lines = []
-    data = load(f"folder:{write_folder(tmp_path / 'b', folders | {'more': 2})}", lines.append)
+    caplog.set_level("INFO", "thumbnet_tf")
+    data = load(f"folder:{write_folder(tmp_path / 'b', folders | {'more': 2})}")
     assert (data.class_names, data.splits["test"].num_examples) == (("invalid", "valid"), 40)
-    assert any(line.endswith("1 files or folders beside the splits are left out, such as more") for line in lines)
+    assert "1 files or folders beside the splits are left out, such as more\n" in caplog.text
 
 
 def test_a_folder_that_can_not_be_read_is_told(pets, monkeypatch):
@@ -184,14 +184,14 @@ def test_bad_images_are_an_error(spoilt):
     assert "\n" not in str(error.value) and "node" not in str(error.value)
 
 
-def test_bad_images_can_be_skipped(spoilt):
-    lines = []
-    data = load(f"folder:{spoilt}", lines.append, on_bad_image="skip")
+def test_bad_images_can_be_skipped(spoilt, caplog):
+    caplog.set_level("INFO", "thumbnet_tf")
+    data = load(f"folder:{spoilt}", on_bad_image="skip")
     bad = dict(item for split in data.splits.values() for item in split.bad)
     assert sorted(bad) == ["cat/bad1.png", "cat/bad2.png", "dog/bad3.jpg", "dog/bad4.jpeg"]
     assert bad["dog/bad3.jpg"].startswith("Unknown image file format")
     assert sum(split.num_examples for split in data.splits.values()) == 35
-    assert any("4 images left out" in line for line in lines)
+    assert any("4 images left out" in line for line in caplog.messages)
     for limit in (0.0, 1.0):  # the others keep their places, read anew or in memory
         train = load(f"folder:{spoilt}", on_bad_image="skip", memory_limit_gb=limit).splits["train"]
         assert not any("bad" in name for name in train.names)
@@ -208,7 +208,7 @@ def test_a_class_of_bad_images_only_is_told(tmp_path):
 
 
 def test_unreadable_file_is_a_bad_image(pets):
-    found = listing.list_folder(pets, lambda line: None)
+    found = listing.list_folder(pets)
     raw = found.splits["train"]()
     (pets / "cat/0.png").unlink()
     bad, *_ = store.check_images(raw.items(np.arange(3)), raw.fetch, 3, "checking", 1e9)
@@ -229,12 +229,12 @@ def test_a_jpeg_that_exif_says_to_turn_is_seen(tmp_path, monkeypatch):
     assert not store.is_turned(tmp_path / "pipe") and not store.is_turned(tmp_path / "missing.jpg")
 
 
-def test_images_that_exif_says_to_turn_are_told(pets):
+def test_images_that_exif_says_to_turn_are_told(pets, caplog):
     for name in ("cat/1.png", "dog/2.png", "dog/3.png"):
         (pets / name).with_suffix(".jpg").write_bytes(encode(picture(20, 24), "JPEG", exif=exif(6)))
-    lines = []
-    loaded = load(f"folder:{pets}", log=lines.append)
-    told = {line.split(": ")[0]: line for line in lines if "EXIF orientation, which is ignored" in line}
+    caplog.set_level("INFO", "thumbnet_tf")
+    loaded = load(f"folder:{pets}")
+    told = {line.split(": ")[0]: line for line in caplog.messages if "EXIF orientation, which is ignored" in line}
     lying = {
         name: sum(file.endswith(".jpg") for file in split.names)
         for name, split in loaded.splits.items()

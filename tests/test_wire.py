@@ -194,7 +194,7 @@ def test_top1_is_that_of_evaluate_and_splits_stand_side_by_side(run_copy):
 
 
 def test_mistakes_are_named(run_copy):
-    with pytest.raises(UserError, match="--method must be one that makes thumbnails; choose another. Received: origin"):
+    with pytest.raises(UserError, match="reads thumbnails; choose of direct, bicubic, thumbnet. Received: original of"):
         wire.main(Options(run_dir=str(run_copy.path), method="original"))
     with pytest.raises(UserError, match="--method must be one finished in this run"):
         wire.main(Options(run_dir=str(run_copy.path), method="area"))

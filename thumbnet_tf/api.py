@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from thumbnet_tf import preprocess, publish
 from thumbnet_tf.config import Config, UserError
-from thumbnet_tf.evaluate import load_parts
+from thumbnet_tf.evaluate import classify, load_parts
 from thumbnet_tf.predict import choose_method
 from thumbnet_tf.runs import RunDir
 
@@ -194,9 +194,7 @@ def _load_run(run: RunDir, method: str) -> Loaded:
 
     @tf.function(input_signature=signature, autograph=False)
     def score(images: tf.Tensor) -> tf.Tensor:
-        seen = tf.cast(images, tf.float32)
-        seen = seen if small is None else small(seen, training=False)
-        return tf.nn.softmax(network(seen, training=False)["logits"])
+        return tf.nn.softmax(classify(small, network, images))
 
     return Loaded(
         run.data_facts()["classes"],

@@ -16,12 +16,12 @@ from ai_edge_litert.interpreter import Interpreter
 
 from thumbnet_tf import costs, foreign, peak_memory, tflite, thumbnet, timing
 from thumbnet_tf.benchmark_report import figure, markdown, publish
-from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.config import Config
 from thumbnet_tf.frozen import freeze
 from thumbnet_tf.predict import choose_method
 from thumbnet_tf.progress import track
 from thumbnet_tf.runs import RunDir
-from thumbnet_tf.stages import METHODS, ORIGINAL
+from thumbnet_tf.stages import ORIGINAL
 
 COLUMNS = (
     "case",
@@ -38,7 +38,7 @@ COLUMNS = (
     "macs",
     "teacher_over_it",
 )
-BATCH = 32
+BATCH = 32  # images of the large batch
 MODELS = {"teacher": "teacher", "thumbnet": "thumbnet", "student": "classifier"}  # -> its name as a TFLite file
 _SINGLE = {"calls": 20, "warm_up": 5}  # in a turn, of one image: the weights are in the caches as far as they fit
 _MANY = {"calls": 1, "warm_up": 0}  # of a large batch, which comes through the caches anew each time
@@ -86,7 +86,7 @@ def run(options: Any) -> None:
     subjects, folder = [], options.folder
     if options.run_dir:
         found = RunDir.existing(options.run_dir)
-        method = choose_method(found, options.method)
+        method = choose_method(found, options.method, of_thumbnails=True)
         subjects, folder = [of_run(found, method)], options.out or str(found.method(method) / "benchmark")
     rows = measure(subjects or list(random_subjects(options.quick)), options.rounds)
     publish(folder, "benchmark_inference", COLUMNS, rows, figure(rows), markdown(rows))
@@ -113,24 +113,21 @@ def random_subject(cfg: Config, classes: int) -> Subject:
 
 
 def of_run(run: RunDir, method: str) -> Subject:
-    """Loads the models of a run's finished method.
+    """Loads the models of a run's finished method of thumbnails.
 
     Raises:
-        UserError: when the method reads no thumbnails, or its files can't be read.
+        UserError: when its files can't be read.
     """
-    if METHODS[method].downscaler == "none":
-        raise UserError(f"--method must be one that reads thumbnails. Received: {method} of {run.path}")
     models = thumbnet.deployed(run.load_model(method, "shipped"), run.load_model(ORIGINAL, "teacher"))
     return Subject(run.config(), models)
 
 
-def measure(subjects: Sequence[Subject], rounds: int, batch: int = BATCH) -> list[dict[str, object]]:
+def measure(subjects: Sequence[Subject], rounds: int) -> list[dict[str, object]]:
     """Measures all cases.
 
     Args:
         subjects: what to compare; those of one backbone and size must share their teacher's shape.
         rounds: turns of each case.
-        batch: images in the large batch.
 
     Returns:
         A row by `COLUMNS` for each case and model. `teacher_over_it` is how many times T's cost it is (time, bytes or
@@ -147,16 +144,14 @@ def measure(subjects: Sequence[Subject], rounds: int, batch: int = BATCH) -> lis
             models |= {(name, subject.cfg.ratio): subject.by_name[name] for name in MODELS if name != "teacher"}
         values = {("macs", *key): np.array([costs.macs(model)]) for key, model in models.items()}
         for case, dtype in (("peak_memory", "float32"), ("peak_memory_uint8", "uint8")):
-            memory = peak_memory.measure(list(models.values()), batch, dtype)
+            memory = peak_memory.measure(list(models.values()), BATCH, dtype)
             values |= {(case, *key): np.array([size]) for key, size in zip(models, memory, strict=True)}
-        values |= _times(backbone, models, rounds, batch)
-        rows += [_row(key, found, values, chosen[0], batch) for key, found in values.items()]
+        values |= _times(backbone, models, rounds)
+        rows += [_row(key, found, values, chosen[0]) for key, found in values.items()]
     return rows
 
 
-def _times(
-    backbone: str, models: Mapping[tuple[str, int], keras.Model], rounds: int, batch: int
-) -> dict[Key, np.ndarray]:
+def _times(backbone: str, models: Mapping[tuple[str, int], keras.Model], rounds: int) -> dict[Key, np.ndarray]:
     """Returns the milliseconds of all calls by case, model and ratio."""
     single: dict[Key, Callable] = {}
     many: dict[Key, Callable] = {}
@@ -164,7 +159,7 @@ def _times(
     for key, model in track(list(models.items()), len(models), f"{backbone}: freezing and converting"):
         frozen = freeze(model)
         function = tf.function(lambda images, model=model: model(images, training=False), autograph=False)
-        for cases, count, suffix in ((single, 1, "latency"), (many, batch, "throughput")):
+        for cases, count, suffix in ((single, 1, "latency"), (many, BATCH, "throughput")):
             images = np.random.default_rng(0).integers(0, 256, (count, *model.input.shape[1:]), np.uint8)
             pixels, images = tf.constant(images), tf.constant(images.astype(np.float32))
             cases[f"keras_{suffix}", *key] = lambda model=model, images=images: model(images, training=False)
@@ -173,7 +168,7 @@ def _times(
                 single["function_latency", *key] = lambda function=function, images=images: function(images)
         lite["tflite_latency", *key] = _interpreter(tflite.convert(model, MODELS[key[0]], "float32"))
     found = {}
-    for cases, turn, what in ((single, _SINGLE, "batch 1"), (lite, _SINGLE, "TFLite"), (many, _MANY, f"batch {batch}")):
+    for cases, turn, what in ((single, _SINGLE, "batch 1"), (lite, _SINGLE, "TFLite"), (many, _MANY, f"batch {BATCH}")):
         found |= timing.measure(cases, rounds=rounds, **turn, what=f"{backbone}: {what}")
     return found
 
@@ -186,9 +181,7 @@ def _interpreter(content: bytes) -> Callable[[], None]:
     return interpreter.invoke
 
 
-def _row(
-    key: Key, found: np.ndarray, values: Mapping[Key, np.ndarray], subject: Subject, batch: int
-) -> dict[str, object]:
+def _row(key: Key, found: np.ndarray, values: Mapping[Key, np.ndarray], subject: Subject) -> dict[str, object]:
     case, model, ratio = key
     row = {
         "case": case,
@@ -196,13 +189,13 @@ def _row(
         "model": model,
         "image_size": subject.cfg.image_size,
         "ratio": ratio,
-        "batch": batch if "memory" in case or case.endswith("throughput") else 1,
+        "batch": BATCH if "memory" in case or case.endswith("throughput") else 1,
         "macs": values["macs", model, ratio][0],
         "teacher_over_it": f"{np.median(values[case, 'teacher', 1]) / max(1e-9, np.median(found)):.2f}",
         "unit": _UNITS.get(case, "ms"),
     }
     if case.endswith("throughput"):
-        row["unit"], found = "images/s", 1000 * batch / found
+        row["unit"], found = "images/s", 1000 * BATCH / found
     digits = 0 if case in _UNITS else 3
     row["median"] = f"{np.median(found):.{digits}f}"
     return row | {f"p{percent}": f"{np.percentile(found, percent):.{digits}f}" for percent in (10, 90, 95)}

@@ -1,16 +1,14 @@
 """The table and the figure of the inference benchmark, and how any benchmark is written."""
 
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from thumbnet_tf.csv_files import write_rows
-from thumbnet_tf.files import saving, write_atomically
+from thumbnet_tf.files import saving, write_figure
 
 # case -> what it is called in the table and the figure
 CASES = {
@@ -108,10 +106,8 @@ def publish(
         UserError: when the folder can't be written.
     """
     out = pathlib.Path(folder)
-    content = io.BytesIO()
-    FigureCanvasAgg(drawing).print_png(content)
     with saving(out):
         out.mkdir(parents=True, exist_ok=True)
     write_rows(out / f"{name}.csv", columns, rows)
-    write_atomically(out / f"{name}.png", content.getvalue())
+    write_figure(out / f"{name}.png", drawing)
     print(f"{table}\n\nwrote {out}/{name}.csv and .png")

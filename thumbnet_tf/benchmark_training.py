@@ -75,15 +75,12 @@ def run(options: Any) -> None:
     publish(options.folder, "benchmark_training", COLUMNS, rows, figure(rows), markdown(rows))
 
 
-def measure(
-    cfg: Config, rounds: int, cases: Sequence[str] | None = None, teacher: keras.Model | None = None
-) -> list[dict]:
+def measure(cfg: Config, rounds: int, teacher: keras.Model | None = None) -> list[dict]:
     """Measures one configuration.
 
     Args:
         cfg: sizes, models, losses and batch.
         rounds: turns of each case.
-        cases: some of `ABOUT` but `floor`, which needs its parts; None for all.
         teacher: T; None for the configuration's backbone with random weights.
 
     Returns:
@@ -102,13 +99,11 @@ def measure(
             # all losses and clipping, whatever the run used: the cases name them
             **{name: getattr(cfg, name) or 1.0 for name in ("w_cl", "w_kd", "w_fm", "w_mm", "clip_norm")},
         ).resolved()
-        made = {name: case for name, case in _cases(cfg, teacher).items() if cases is None or name in cases}
+        made = _cases(cfg, teacher)
         functions = {name: function for name, (function, _) in made.items()}
         found = timing.measure(functions, rounds=rounds, warm_up=0, what=f"training at {cfg.image_size} px")
     per_image = {name: found[name] / count for name, (_, count) in made.items()}
-    parts = [name for name in ABOUT if name.startswith("part_")]
-    if all(name in per_image for name in parts):
-        per_image["floor"] = np.sum([per_image[name] for name in parts], axis=0)
+    per_image["floor"] = np.sum([per_image[name] for name in ABOUT if name.startswith("part_")], axis=0)
     return [
         {
             "case": name,
@@ -245,7 +240,7 @@ def _parts(
 
     @tf.function
     def update() -> None:
-        clipped, _ = tf.clip_by_global_norm(gradients, cfg.clip_norm or 1.0)
+        clipped, _ = tf.clip_by_global_norm(gradients, cfg.clip_norm)
         optimizer.apply_gradients(zip(clipped, variables, strict=True))
 
     return {"part_teacher": teach, "part_student": learn, "part_optimizer": update}

@@ -166,14 +166,14 @@ def parity_figure(rows: Sequence[Mapping]) -> Figure:
     figure = Figure(figsize=(11, 1.6 + 0.27 * len(single)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = (
-        (lost, "top-1 lost against Keras, points", "{:.2f}"),
-        (size, "size, MB", "{:.2f}"),
-        (time, f"median for one image, ms, {single[0]['threads']} thread", "{:.2f}"),
+        (lost, "top-1 lost against Keras, points"),
+        (size, "size, MB"),
+        (time, f"median for one image, ms, {single[0]['threads']} thread"),
     )
-    for axes, (values, title, pattern) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
+    for axes, (values, title) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
         colours = ["tab:gray" if row["artifact"] == "teacher" else "tab:red" for row in single]
         bars = axes.barh(names, values, color=colours, alpha=0.7)
-        axes.bar_label(bars, [pattern.format(value) for value in values], padding=3, fontsize=8)
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
         axes.set_xlabel(title)
         axes.set_xlim(1.2 * min(0, *values), 1.2 * max(0.1, *values))
         axes.spines[["top", "right"]].set_visible(False)

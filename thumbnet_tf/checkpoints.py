@@ -1,8 +1,9 @@
 """The states that a training resumes from."""
 
+import logging
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -12,6 +13,8 @@ from thumbnet_tf.distribution import Job
 from thumbnet_tf.files import MACHINE_LOST, saving
 
 _NONE = -1
+
+_log = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -38,7 +41,7 @@ class Checkpoints:
             (folder / "checkpoint").unlink(missing_ok=True)  # several machines may find it so
             self._manager = tf.train.CheckpointManager(*arguments, checkpoint_name="ckpt")
 
-    def restore(self, log: Callable[[str], None]) -> bool:
+    def restore(self) -> bool:
         """Restores the last state that can be read; on all machines the one that the chief could read.
 
         Returns:
@@ -47,7 +50,7 @@ class Checkpoints:
         Raises:
             UserError: when there are states and none can be read.
         """
-        number = self._job.from_chief(self._last_readable(log) if self._job.is_chief else _NONE)
+        number = self._job.from_chief(self._last_readable() if self._job.is_chief else _NONE)
         if number == _NONE:
             return False
         path = self.folder / f"ckpt-{number}"
@@ -62,7 +65,7 @@ class Checkpoints:
             ) from error
         return True
 
-    def _last_readable(self, log: Callable[[str], None]) -> int:
+    def _last_readable(self) -> int:
         """Returns the number of the last state whose every value can be read and agrees with its checksum."""
         # not by the manager's list: it leaves out states of a clock that was ahead of today's
         numbers = sorted((int(path.stem.rpartition("-")[2]) for path in self.folder.glob("ckpt-*.index")), reverse=True)
@@ -81,7 +84,7 @@ class Checkpoints:
                     f"Received: {path}"
                 ) from error
             except (tf.errors.OpError, IndexError, ValueError) as error:
-                log(f"checkpoint {path} is unreadable ({_line(error)}); trying the one before")
+                _log.warning("checkpoint %s is unreadable (%s); trying the one before", path, _line(error))
         if numbers:
             raise UserError(
                 f"no checkpoint in {self.folder} can be read; delete that folder to train this method from its start"

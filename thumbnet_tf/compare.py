@@ -118,7 +118,7 @@ def recommendation(rows: Sequence[dict], max_drop: float) -> str:
 
 def _right(run: RunDir, method: str, labels: np.ndarray) -> np.ndarray:
     """Returns which validation images a method classifies right."""
-    return np.load(run.method(method) / "logits_validation.npy").argmax(-1) == labels
+    return run.logits(method, "validation").argmax(-1) == labels
 
 
 def _normal(x: float) -> float:

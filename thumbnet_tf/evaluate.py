@@ -116,15 +116,13 @@ def _logits(
     classes = parts[1].output["logits"].shape[-1]
     found = {}
     for name, split in splits.items():
-        path = run.method(method) / f"logits_{name}.npy"
-        if path.exists():
-            with contextlib.suppress(ValueError, EOFError):  # a broken file is computed anew
-                found[name] = np.load(path)
-                continue
+        with contextlib.suppress(UserError):  # what is missing or broken is computed anew
+            found[name] = run.logits(method, name)
+            continue
         found[name] = _evaluated(predict, classes, method, split, cfg)
         content = io.BytesIO()
         np.save(content, found[name])
-        write_atomically(path, content.getvalue())
+        write_atomically(run.method(method) / f"logits_{name}.npy", content.getvalue())
     return found
 
 

@@ -10,7 +10,6 @@ Everything lies in saved_models/<name>/<version>/ at the end, or nothing: `READM
 import dataclasses
 import datetime
 import hashlib
-import io
 import logging
 import pathlib
 import signal
@@ -27,7 +26,7 @@ from thumbnet_tf.config import Config, FlagError, UserError, check_options, opti
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.data import sources
 from thumbnet_tf.evaluate import results_of
-from thumbnet_tf.files import saving, write_atomically
+from thumbnet_tf.files import saving, write_atomically, write_figure
 from thumbnet_tf.predict import choose_method
 from thumbnet_tf.runs import RunDir, environment
 from thumbnet_tf.stages import METHODS, ORIGINAL
@@ -119,9 +118,11 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
         UserError: on a mistake that the user can mend, and when a SavedModel doesn't equal Keras.
     """
     run = RunDir.existing(options.run_dir)
-    method = choose_method(run, options.method)
-    if METHODS[method].downscaler == "none":
-        raise UserError(f"--method must be one that reads thumbnails (T: --also=teacher). Received: {method}")
+    if options.method == ORIGINAL:
+        raise UserError(
+            f"--method must be one that reads thumbnails; --also=teacher exports T beside it. Received: {ORIGINAL}"
+        )
+    method = choose_method(run, options.method, of_thumbnails=True)
     cfg = sources.moved(run.config(), options.data_dir).resolved()
     classes = run.data_facts()["classes"]
     name = options.name or method
@@ -170,7 +171,7 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
             "packages": environment(),
         }
         write_rows(folder / "parity.csv", parity.COLUMNS, rows)
-        _write_figure(folder / "parity.png", rows)
+        write_figure(folder / "parity.png", card.parity_figure(rows), dpi=120)
         text = card.text(cfg, student, facts | served[name], metrics, rows, refused)
         write_atomically(folder / "README.md", text)
         for other, path in folders.items():
@@ -292,12 +293,6 @@ def _digest(model: keras.Model) -> str:
     for weight in model.weights:
         digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
     return digest.hexdigest()
-
-
-def _write_figure(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    content = io.BytesIO()
-    card.parity_figure(rows).savefig(content, format="png", dpi=120)
-    write_atomically(path, content.getvalue())
 
 
 def main(options: Options) -> None:

@@ -2,11 +2,12 @@
 
 import contextlib
 import fcntl
+import io
 import os
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 import tensorflow as tf
 
@@ -31,6 +32,22 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     with saving(path):
         partial.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
         os.replace(partial, path)
+
+
+def write_figure(path: pathlib.Path, figure: Any, **how: Any) -> None:
+    """Writes a figure of matplotlib as a PNG file, old or new and never half.
+
+    Args:
+        path: the file.
+        figure: a `matplotlib.figure.Figure`.
+        how: more that its `savefig` takes.
+
+    Raises:
+        UserError: when it can't be written.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format="png", **how)
+    write_atomically(path, content.getvalue())
 
 
 def sync(path: pathlib.Path) -> None:

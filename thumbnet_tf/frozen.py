@@ -13,7 +13,7 @@ from keras import layers
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from thumbnet_tf.folding import fold
-from thumbnet_tf.graph import consumers_of
+from thumbnet_tf.graph import consumers_of, copied
 
 
 def freeze(
@@ -77,7 +77,7 @@ def on_pixels(model: keras.Model) -> keras.Model:
 
     def copy(layer: layers.Layer) -> layers.Layer:
         settings = {"use_bias": False} if layer.name in behind and type(layer) is layers.Conv2D else {}
-        return type(layer).from_config({**layer.get_config(), **settings})
+        return copied(layer, **settings)
 
     latest: list[keras.KerasTensor] = []  # what was called last; the layers come by depth, pooling next to its sum
 
@@ -90,7 +90,7 @@ def on_pixels(model: keras.Model) -> keras.Model:
         latest[:] = [y]
         if type(layer) is layers.Conv2D and layer.name in behind:
             return AddMap(name=f"{layer.name}_map")(y)
-        return type(first).from_config(first.get_config())(y) if layer.name in behind else y
+        return copied(first)(y) if layer.name in behind else y
 
     result = keras.models.clone_model(model, clone_function=copy, call_function=call)
     sources = {layer.name: layer for layer in model.layers}

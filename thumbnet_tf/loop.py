@@ -89,7 +89,7 @@ def train(
     state |= {f"mean_{tracker.name}": tracker.variables for tracker in trainer.metrics}
     state |= {"optimizer": trainer.optimizer.variables, "step": step_variable}
     checkpoints = Checkpoints(folder / "checkpoints", state, job)
-    if checkpoints.restore(_log.warning):
+    if checkpoints.restore():
         _log.info("%s: resuming at step %d", name, int(step_variable))
     step, total = int(step_variable), epochs * steps_per_epoch
     rows = _rows_until(folder / "metrics.csv", step) if job.is_chief else []

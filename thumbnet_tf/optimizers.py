@@ -67,14 +67,14 @@ def build_optimizer(
         warmup_steps=warmup,
     )
     common = {
-        "weight_decay": cfg.weight_decay or None,
+        "weight_decay": cfg.weight_decay,
         "use_ema": cfg.ema_momentum > 0,
         "ema_momentum": cfg.ema_momentum or 0.99,
     }
     if cfg.optimizer == "sgd":
         optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **common)
     else:
-        optimizer = AdamW(rate, **{**common, "weight_decay": cfg.weight_decay})
+        optimizer = AdamW(rate, **common)
         optimizer.begin_late(late, late_steps)
     optimizer.exclude_from_weight_decay(var_list=[v for v in variables if not v.path.endswith("kernel")])
     if cfg.mixed_precision == "mixed_float16":

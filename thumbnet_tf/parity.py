@@ -125,8 +125,7 @@ def compare(
                         values = scores(values)
                     truth = expected["classifier" if subject.artifact == "downscaler" else subject.artifact]
                     rows.append(_row(subject, values, truth, split.labels, count, times))
-    order = {subject: index for index, subject in enumerate(subjects)}
-    place = {(subject.artifact, subject.variant): order[subject] for subject in subjects}
+    place = {(subject.artifact, subject.variant): index for index, subject in enumerate(subjects)}
     return sorted(rows, key=lambda row: (place[row["artifact"], row["variant"]], row["threads"]))
 
 
@@ -138,11 +137,13 @@ def _prepare(
     Those of `classifier` are S's on thumbnails as files hold them: whole numbers, whatever the run's thumbnails are.
     """
     count, needed = split.num_examples, {subject.input for subject in subjects}
-    shapes = {"images": (count, cfg.image_size, cfg.image_size, 3), "thumbnails": models.student.input_shape}
-    shapes["thumbnails"] = (count, *shapes["thumbnails"][1:])
+    shapes = {
+        "images": (count, cfg.image_size, cfg.image_size, 3),
+        "thumbnails": (count, *models.student.input_shape[1:]),
+    }
     classes = models.shipped.output["logits"].shape[-1]
-    thumbnails, scores = math.prod(shapes["thumbnails"]), 4 * count * classes
-    answers = turns * sum(thumbnails if subject.artifact == "downscaler" else scores for subject in subjects)
+    of_thumbnails, of_scores = math.prod(shapes["thumbnails"]), 4 * count * classes  # bytes
+    answers = turns * sum(of_thumbnails if subject.artifact == "downscaler" else of_scores for subject in subjects)
     size, free = sum(map(math.prod, shapes.values())) + answers, shutil.disk_usage(folder).free
     if size > free:  # mapped into memory: writing beyond the disk would kill the process
         raise UserError(
@@ -223,7 +224,7 @@ def run(
         for index, subject in enumerate(subjects)
     ]
     job = folder / f"{runtime}-{threads}.json"
-    job.write_text(json.dumps({"runtime": runtime, "threads": threads, "models": models}))
+    job.write_text(json.dumps({"runtime": runtime, "models": models}))
     # -P: the package's folder, where the script lies, is not to be imported from
     command = [sys.executable, "-P", parity_worker.__file__, str(job)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}  # an accelerator's memory may be taken by this process

@@ -3,8 +3,8 @@
   python -P parity_worker.py JOB.json
 
 It is started by `parity.py` as a script, refuses to import `thumbnet_tf`, and needs numpy and the runtime of the job
-only: `ai_edge_litert` for TFLite, `tensorflow` for SavedModels. The job names the runtime, the number of threads, the
-models with their inputs, and where the outputs go. A line with a number says how many answers came since the last.
+only: `ai_edge_litert` for TFLite, `tensorflow` for SavedModels. The job names the runtime and the models, with their
+threads, inputs and where the outputs go. A line with a number says how many answers came since the last.
 """
 
 import json
@@ -21,7 +21,7 @@ WARM_UP = 5  # calls before each block, not measured
 
 def main(job: dict[str, Any]) -> None:
     """Runs every model of a job over all its inputs and writes `<output>.npy` and `<output>.ms.npy`."""
-    load = {"tflite": _tflite, "saved_model": _saved_model(job["threads"])}[job["runtime"]]
+    load = {"tflite": _tflite, "saved_model": _saved_model}[job["runtime"]]
     models = [load(spec) for spec in job["models"]]
     inputs = [_inputs(spec["input"]) for spec in job["models"]]
     counts = [len(values) for values in inputs]
@@ -88,18 +88,15 @@ def _tflite(spec: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
-def _saved_model(threads: int) -> Callable[[dict[str, Any]], Callable[[Any], np.ndarray]]:
-    def load(spec: dict[str, Any]) -> Callable[[Any], np.ndarray]:
-        import tensorflow as tf
+def _saved_model(spec: dict[str, Any]) -> Callable[[Any], np.ndarray]:
+    import tensorflow as tf
 
-        if tf.config.threading.get_intra_op_parallelism_threads() != threads:
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
-            tf.config.threading.set_inter_op_parallelism_threads(threads)
-        function = tf.saved_model.load(spec["path"]).signatures[spec["signature"]]
-        (name,) = function.structured_input_signature[1]
-        return lambda value: function(**{name: tf.constant(np.array(value)[None])})[spec["result"]].numpy()[0]
-
-    return load
+    if tf.config.threading.get_intra_op_parallelism_threads() != spec["threads"]:  # of the process, set before its use
+        tf.config.threading.set_intra_op_parallelism_threads(spec["threads"])
+        tf.config.threading.set_inter_op_parallelism_threads(spec["threads"])
+    function = tf.saved_model.load(spec["path"]).signatures[spec["signature"]]
+    (name,) = function.structured_input_signature[1]
+    return lambda value: function(**{name: tf.constant(np.array(value)[None])})[spec["result"]].numpy()[0]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python -m thumbnet_tf.plots --run_dir=runs/quickstart --examples=0     # without
 """
 
 import dataclasses
-import io
 import logging
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from thumbnet_tf.config import UserError, check_options, option
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.data import sources
 from thumbnet_tf.evaluate import read_results
-from thumbnet_tf.files import saving, write_atomically
+from thumbnet_tf.files import saving, write_figure
 from thumbnet_tf.loop import COLUMNS
 from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import METHODS, ORIGINAL
@@ -288,11 +287,9 @@ def draw(run: RunDir, out: pathlib.Path, examples: int, data_dir: str = "") -> l
 
 
 def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
-    png = io.BytesIO()
-    figure.savefig(png, format="png", bbox_inches="tight")
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, png.getvalue())
+    write_figure(path, figure, bbox_inches="tight")
     return path
 
 

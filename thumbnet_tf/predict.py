@@ -127,11 +127,16 @@ def predict_files(
                 yield Prediction(file, labels, None if small is None else thumbnails[row])
 
 
-def choose_method(run: RunDir, method: str) -> str:
+def choose_method(run: RunDir, method: str, *, of_thumbnails: bool = False) -> str:
     """Returns the method to use: the one named, else `thumbnet`, else the last finished, if it can be of thumbnails.
 
+    Args:
+        run: the run directory.
+        method: the one named; empty for none.
+        of_thumbnails: whether it must be one that reads thumbnails.
+
     Raises:
-        UserError: when it is not finished, or none is.
+        UserError: when it is not finished, or none is, or it reads no thumbnails and must.
     """
     finished = run.finished_methods()
     if not finished:
@@ -139,7 +144,11 @@ def choose_method(run: RunDir, method: str) -> str:
     if method and method not in finished:
         raise UserError(f"--method must be one finished in this run: {', '.join(finished)}. Received: {method!r}")
     small = [name for name in finished if METHODS[name].downscaler != "none"]
-    return method or (DEFAULT_METHOD if DEFAULT_METHOD in finished else (small or finished)[-1])
+    method = method or (DEFAULT_METHOD if DEFAULT_METHOD in finished else (small or finished)[-1])
+    if of_thumbnails and method not in small:
+        mend = f"choose of {', '.join(small)}" if small else "train one first"
+        raise UserError(f"--method must be one that reads thumbnails; {mend}. Received: {method} of {run.path}")
+    return method
 
 
 def list_images(files: Sequence[str]) -> list[str]:

@@ -109,9 +109,7 @@ def gather(run: RunDir, method: str = "", export_dir: str = "", data_dir: str = 
             f"--run_dir must hold a finished run; the command that began it goes on with {', '.join(unfinished)}. "
             f"Received: {run.path}"
         )
-    method = choose_method(run, method)
-    if METHODS[method].downscaler == "none":
-        raise UserError(f"--method must be one that reads thumbnails; train one first. Received: {method}")
+    method = choose_method(run, method, of_thumbnails=True)
     found = results_of(run, method)
     rows = {name: row for name in METHODS for row in found if row["method"] == name}  # in the order of METHODS
     facts = run.data_facts()
@@ -200,15 +198,11 @@ def _scores(run: RunDir, method: str, dataset: sources.Dataset) -> np.ndarray:
     Raises:
         UserError: when they aren't there, or aren't those of this data.
     """
-    path = run.method(method) / "logits_test.npy"
-    try:
-        logits = np.load(path)
-    except (OSError, ValueError, EOFError):
-        logits = None
-    if logits is None or logits.shape != (dataset.splits["test"].num_examples, len(dataset.class_names)):
+    logits, needed = run.logits(method, "test"), (dataset.splits["test"].num_examples, len(dataset.class_names))
+    if logits.shape != needed:
         raise UserError(
-            f"the answers to the test images are not there; `python -m thumbnet_tf.evaluate --run_dir={run.path}` "
-            f"makes them. Received: {path}"
+            f"the answers to the test images must be of the shape {needed}; delete them, then `python -m "
+            f"thumbnet_tf.evaluate --run_dir={run.path}` makes them. Received: {logits.shape} of {method}"
         )
     return softmax(logits)
 

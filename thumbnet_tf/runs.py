@@ -31,6 +31,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from thumbnet_tf import downscaler  # noqa: F401 - registers the layers that saved models hold
 from thumbnet_tf.config import Config, UserError, to_flagfile
@@ -178,6 +179,21 @@ class RunDir:
             UserError: when the file is missing or broken.
         """
         return load_keras(self.method(method) / f"{name}.keras")
+
+    def logits(self, method: str, split: str) -> np.ndarray:
+        """Returns a method's logits `(n, C)` of a split, as evaluation kept them.
+
+        Raises:
+            UserError: when the file is missing or broken.
+        """
+        path = self.method(method) / f"logits_{split}.npy"
+        try:
+            return np.load(path)
+        except (OSError, ValueError, EOFError):
+            raise UserError(
+                f"the answers to the {split} images are missing or broken; `python -m thumbnet_tf.evaluate "
+                f"--run_dir={self.path}` makes them. Received: {path}"
+            ) from None
 
     def data_facts(self) -> dict[str, Any]:
         """Returns what `bind_data` wrote: `classes`, in the order of their labels, `fingerprint` and others.

@@ -24,7 +24,7 @@ import tensorflow as tf
 from PIL import Image
 
 from thumbnet_tf import flags, jpeg, preprocess
-from thumbnet_tf.config import Config, UserError, check_options, option
+from thumbnet_tf.config import Config, check_options, option
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.downscaler import ToThumbnail
@@ -32,7 +32,6 @@ from thumbnet_tf.evaluate import SPLITS, load_parts
 from thumbnet_tf.predict import choose_method
 from thumbnet_tf.progress import track
 from thumbnet_tf.runs import RunDir
-from thumbnet_tf.stages import METHODS
 
 COLUMNS = (
     "method",
@@ -138,12 +137,7 @@ def measure(run: RunDir, split: sources.Split, method: str) -> list[dict]:
 
     Returns:
         A row an encoding, by `COLUMNS`; the last two are the full images.
-
-    Raises:
-        UserError: when the method makes no thumbnails.
     """
-    if METHODS[method].downscaler == "none":
-        raise UserError(f"--method must be one that makes thumbnails; choose another. Received: {method}")
     cfg = run.config()
     downscale, classify = _networks(*load_parts(run, method), cfg)
     tallies = [_Tally(encoding) for encoding in THUMBNAIL_ENCODINGS]
@@ -259,7 +253,7 @@ def main(options: Options) -> None:
     """Measures one method on one split, notes it in the method's `wire.csv` and prints it."""
     run = RunDir.existing(options.run_dir)
     with run.lock():
-        method = choose_method(run, options.method)
+        method = choose_method(run, options.method, of_thumbnails=True)
         dataset = sources.load(sources.moved(run.config(), options.data_dir), (options.split,))
         run.check_data(dataset.facts())
         rows = measure(run, dataset.splits[options.split], method)

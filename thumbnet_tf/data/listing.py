@@ -84,7 +84,7 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: natural_key(path.name))
 
 
-def list_folder(root: Path, log: Callable[[str], None]) -> Listing:
+def list_folder(root: Path) -> Listing:
     """Lists `root/<class>/*` or `root/{train,test,validation}/<class>/*`; `SPLIT_FOLDERS` has the splits' other names.
 
     Classes are the sorted folder names, as Keras' `image_dataset_from_directory` and TFDS number them. Hidden files and
@@ -109,10 +109,11 @@ def list_folder(root: Path, log: Callable[[str], None]) -> Listing:
             folders[split] = path
     beside = [path.name for path in _entries(root) if folders and path not in folders.values()]
     if beside:
-        log(f"{root}: {len(beside)} files or folders beside the splits are left out, such as {', '.join(beside[:3])}")
+        some = ", ".join(beside[:3])
+        _log.info("%s: %d files or folders beside the splits are left out, such as %s", root, len(beside), some)
     if folders and "train" not in folders:
         raise UserError(f"{root} needs a folder train beside {', '.join(folders)}; add it. Received: none")
-    listed = {split: _list_classes(folder, root, log) for split, folder in (folders or {"train": root}).items()}
+    listed = {split: _list_classes(folder, root) for split, folder in (folders or {"train": root}).items()}
     classes = listed["train"]
     for split, found in listed.items():
         if set(found) != set(classes):
@@ -138,7 +139,7 @@ def list_folder(root: Path, log: Callable[[str], None]) -> Listing:
     return Listing(tuple(classes), splits, identity)
 
 
-def _list_classes(folder: Path, root: Path, log: Callable[[str], None]) -> dict[str, list[Path]]:
+def _list_classes(folder: Path, root: Path) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
     below: list[Path] = []
     ignored = [path for path in folder.iterdir() if path.name.startswith(".") or not path.is_dir()]
@@ -158,9 +159,9 @@ def _list_classes(folder: Path, root: Path, log: Callable[[str], None]) -> dict[
         )
     if ignored:
         some = ", ".join(path.relative_to(root).as_posix() for path in ignored[:3])
-        log(
-            f"{folder}: {len(ignored)} files or folders ignored that are hidden or not named like images, "
-            f"such as {some}"
+        _log.info(
+            "%s: %d files or folders ignored that are hidden or not named like images, such as %s",
+            *(folder, len(ignored), some),
         )
     empty = [name for name, images in classes.items() if not images]
     if empty:
@@ -178,13 +179,13 @@ def _list_classes(folder: Path, root: Path, log: Callable[[str], None]) -> dict[
 # --- TFDS
 
 
-def list_tfds(dataset: str, data_dir: str, log: Callable[[str], None]) -> Listing:
+def list_tfds(dataset: str, data_dir: str) -> Listing:
     """Opens a TFDS dataset, prepares it if need be, and finds its image and label.
 
     Raises:
         UserError: when the name is unknown, the data can't be had, or it isn't for image classification.
     """
-    builder = _prepared(dataset, data_dir, log)
+    builder = _prepared(dataset, data_dir)
     info = builder.info
     keys = info.supervised_keys
     if not keys or len(keys) != 2 or not all(isinstance(key, str) and key in info.features for key in keys):
@@ -206,7 +207,7 @@ def list_tfds(dataset: str, data_dir: str, log: Callable[[str], None]) -> Listin
     available = [name for name in ("train", "validation", "test") if name in info.splits] if info.splits else ["train"]
     if {"validation", "test"} <= {*available} and _is_unlabelled(builder, "test", keys[1]):
         available.remove("test")
-        log("the test split has no labels and is left out")
+        _log.info("the test split has no labels and is left out")
     if "train" not in available:
         raise UserError(
             f"--dataset needs a train split; choose another. Received: {dataset} with {', '.join(info.splits)}"
@@ -255,11 +256,11 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_CAUSE]
 
 
-def _prepared(dataset: str, data_dir: str, log: Callable[[str], None]) -> tfds.core.DatasetBuilder:
+def _prepared(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
     builder = _builder(dataset, data_dir)
     if builder.is_prepared():
         return builder
-    log(f"preparing {dataset} in {builder.data_dir}")
+    _log.info("preparing %s in %s", dataset, builder.data_dir)
     try:
         builder.download_and_prepare()
         return builder

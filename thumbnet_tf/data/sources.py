@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,13 +92,12 @@ class Dataset:
         }
 
 
-def load(cfg: Config, splits: Sequence[str] = SPLITS, log: Callable[[str], None] = _log.info) -> Dataset:
+def load(cfg: Config, splits: Sequence[str] = SPLITS) -> Dataset:
     """Lists a dataset, cuts missing splits, and decodes every image once to check it.
 
     Args:
         cfg: `dataset`, `data_dir`, `on_bad_image` and `memory_limit_gb` are used.
         splits: which of train, validation and test to load.
-        log: takes lines about what was found.
 
     Returns:
         The dataset. Images of all splits together stay in memory up to `memory_limit_gb`; splits beyond are read
@@ -109,15 +108,15 @@ def load(cfg: Config, splits: Sequence[str] = SPLITS, log: Callable[[str], None]
             `on_bad_image` is `error`.
     """
     if cfg.dataset.startswith("folder:"):
-        found = listing.list_folder(Path(cfg.dataset.removeprefix("folder:")).expanduser(), log)
+        found = listing.list_folder(Path(cfg.dataset.removeprefix("folder:")).expanduser())
     else:
-        found = listing.list_tfds(cfg.dataset, cfg.data_dir, log)
+        found = listing.list_tfds(cfg.dataset, cfg.data_dir)
     source_of = {"train": "train"}
     if "test" in found.splits:
         source_of |= {name: name for name in ("validation", "test") if name in found.splits}
     elif "validation" in found.splits:
         source_of["test"] = "validation"
-        log("there is no test split: the validation split is used as such, and another one is cut from train")
+        _log.info("there is no test split: the validation split is used as such, and another one is cut from train")
 
     raws: dict[str, listing.RawSplit] = {}
     parts: dict[str, np.ndarray] = {}
@@ -130,9 +129,9 @@ def load(cfg: Config, splits: Sequence[str] = SPLITS, log: Callable[[str], None]
         if source == "train" and not parts:
             parts = cut(raw.names, raw.labels, "test" not in source_of, "validation" not in source_of)
         positions = parts[name] if source == "train" else np.arange(len(raw.names))
-        loaded[name] = _load_split(name, raw, positions, budget, log)
+        loaded[name] = _load_split(name, raw, positions, budget)
         budget -= getattr(loaded[name].store, "num_bytes", 0)
-    _judge_bad(list(loaded.values()), cfg.on_bad_image, log)
+    _judge_bad(list(loaded.values()), cfg.on_bad_image)
     if "train" in loaded:
         counts = np.bincount(loaded["train"].labels, minlength=len(found.class_names))
         if cfg.dataset.startswith("folder:") and not counts.all():
@@ -156,18 +155,17 @@ def moved(cfg: Config, data_dir: str) -> Config:
     return dataclasses.replace(cfg, data_dir=data_dir or cfg.data_dir)
 
 
-def prepare(cfg: Config, log: Callable[[str], None] = _log.info) -> None:
+def prepare(cfg: Config) -> None:
     """Makes a TFDS dataset where that is still to be done, without reading it; a folder needs nothing.
 
     Args:
         cfg: `dataset` and `data_dir` are used.
-        log: takes lines about what was found.
 
     Raises:
         UserError: as `load`.
     """
     if not cfg.dataset.startswith("folder:"):
-        listing.list_tfds(cfg.dataset, cfg.data_dir, log)
+        listing.list_tfds(cfg.dataset, cfg.data_dir)
 
 
 def cut(names: Sequence[str], labels: np.ndarray, cut_test: bool, cut_validation: bool) -> dict[str, np.ndarray]:
@@ -196,9 +194,7 @@ def cut(names: Sequence[str], labels: np.ndarray, cut_test: bool, cut_validation
     return {name: np.array(sorted(positions), np.int64) for name, positions in parts.items()}
 
 
-def _load_split(
-    name: str, raw: listing.RawSplit, positions: np.ndarray, budget: float, log: Callable[[str], None]
-) -> Split:
+def _load_split(name: str, raw: listing.RawSplit, positions: np.ndarray, budget: float) -> Split:
     bad, turned, checksums, store = check_images(
         raw.items(positions), raw.fetch, len(positions), f"checking {name} images", budget
     )
@@ -207,9 +203,9 @@ def _load_split(
     if not len(kept) and not bad:
         raise UserError(f"the {name} split needs images; add some. Received: none")
     place = f"{store.num_bytes / 2**20:.1f} MiB in memory" if store else "decoded anew each epoch (--memory_limit_gb)"
-    log(f"{name}: {len(kept)} images, {place}")
+    _log.info("%s: %d images, %s", name, len(kept), place)
     if turned:
-        log(f"{name}: {of_turned(turned, len(kept))}")
+        _log.info("%s: %s", name, of_turned(turned, len(kept)))
     return Split(
         name=name,
         labels=raw.labels[kept],
@@ -236,7 +232,7 @@ def _warn_of_copies(splits: dict[str, Split]) -> None:
             )
 
 
-def _judge_bad(splits: list[Split], on_bad_image: str, log: Callable[[str], None]) -> None:
+def _judge_bad(splits: list[Split], on_bad_image: str) -> None:
     bad = [f"{name} ({reason})" for split in splits for name, reason in split.bad]
     if not bad:
         return
@@ -245,9 +241,9 @@ def _judge_bad(splits: list[Split], on_bad_image: str, log: Callable[[str], None
         raise UserError(
             f"{len(bad)} images can't be decoded; mend or remove them, or set --on_bad_image=skip. Received: {some}"
         )
-    log(f"{len(bad)} images left out that can't be decoded:")
+    _log.info("%d images left out that can't be decoded:", len(bad))
     for text in bad:
-        log(f"  {text}")
+        _log.info("  %s", text)
     for split in splits:
         if not split.num_examples:
             raise UserError(f"the {split.name} split needs readable images; mend them. Received: {some}")
