@@ -105,7 +105,7 @@ def check(cfg: Config, teacher: keras.Model | None = None, *, initial: bool = Fa
         UserError: when the backbone, the sizes, the tap or the methods don't go together.
     """
     teacher = teacher or build_teacher(cfg, 2, initial=initial)
-    methods = [name for name in stages.students(cfg) if stages.METHODS[name].from_teacher]
+    methods = [name for name in stages.students(cfg) if stages.METHODS[name].downscaler != "none"]
     if not methods:
         return
     for name in methods:
