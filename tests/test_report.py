@@ -14,7 +14,7 @@ from run_helpers import CLASSES, IMAGE_SIZE, RATIO
 from teacher_helpers import teacher
 
 from thumbnet_tf import parity, report, report_sections, teachers
-from thumbnet_tf.config import FlagError, UserError
+from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.data import sources
 from thumbnet_tf.report import Options
@@ -70,6 +70,17 @@ def test_it_can_be_read_by_any_means(page):
     drawings = [attributes for tag, attributes in page.found if tag == "svg"]
     assert all(a.get("aria-label") or a.get("aria-hidden") for a in drawings)
     assert len([a for a in drawings if a.get("role") == "img"]) == 1 + 1 + 7  # cost, reliability, and the curves
+
+
+def test_augmentation_is_what_the_epochs_show():
+    cached = {"teacher_cache": "all", "cached_views": 8}
+    assert report_sections.augmentation(Config(augment="crop_flip", epochs=3, **cached)) == (
+        "crop_flip, 3 views of each image"
+    )
+    assert report_sections.augmentation(Config(augment="none", **cached)) == "none"
+    mixed = Config(augment="none", epochs=30, mixup_alpha=0.2, **cached)
+    assert report_sections.augmentation(mixed) == "none, 8 views of each image, MixUp of alpha 0.2"
+    assert report_sections.augmentation(Config(augment="crop", teacher_cache="off")) == "crop, new each epoch"
 
 
 def test_accuracies_are_the_runs(page, study, tiny_run):
