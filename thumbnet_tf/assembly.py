@@ -37,7 +37,7 @@ def build_trainer(
         UserError: when there is no such method, or T isn't there, can't be used or has other classes.
     """
     with graph.precision(cfg.mixed_precision):
-        return _built(method, cfg, num_classes, teachers.taken(teacher, cfg, method), mapping_steps, synchronized)
+        return _built(method, cfg, num_classes, teachers.accepted(teacher, cfg, method), mapping_steps, synchronized)
 
 
 def _built(
