@@ -166,6 +166,12 @@ def test_an_export_without_its_table_or_its_run_is_refused(run_copy, tmp_path):
     row = dict.fromkeys(parity.COLUMNS, "1")
     write_rows(tmp_path / "parity.csv", parity.COLUMNS, [row])
     assert gather(run_copy, "", str(tmp_path)).export.parity == [row]
+    latest = tmp_path / "thumbnet" / "2"
+    latest.mkdir(parents=True)
+    for name in ("manifest.json", "parity.csv"):
+        shutil.copy(tmp_path / name, latest)
+    assert gather(run_copy, "", str(latest.parent)).export.folder == latest  # of the folder above, its latest
+    assert report.report(Options(export_dir=str(latest.parent), examples=1, mistakes=0)).parent == run_copy.path
     del manifest["created"]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"must hold a parity.csv and name its run; export anew. Received: "):
@@ -260,7 +266,7 @@ def test_mistakes_are_one_line(run_copy, tmp_path, monkeypatch):
         report.report(Options(run_dir=str(tmp_path)))
     with pytest.raises(UserError, match=r"--method must be one that reads thumbnails.*Received: original"):
         report.report(Options(run_dir=run_dir, method="original"))
-    with pytest.raises(UserError, match=r"holds a manifest.json; give one. Received: .*copy"):
+    with pytest.raises(UserError, match=r"an export's folder, such as .* is expected. Received: .*copy"):
         report.report(Options(run_dir=run_dir, export_dir=run_dir))
     rows = read_rows(run_copy.path / "results.csv")
     write_rows(run_copy.path / "results.csv", list(rows[0]), [row for row in rows if row["method"] != "thumbnet"])
