@@ -146,7 +146,7 @@ def train_ratios(cfg: Config) -> str:
     configs = compare.configs(cfg)
     runs = [_train(each, [later.ratio for later in configs[index:]]) for index, each in enumerate(configs)]
     labels = sources.load(configs[0].resolved(), ("validation",)).splits["validation"].labels
-    rows = compare.compare(cfg.run_dir, runs, labels)
+    rows = compare.compare(cfg.run_dir, runs, labels, cfg.max_drop)
     return compare.recommendation(rows, cfg.max_drop)
 
 
