@@ -1,4 +1,4 @@
-"""Assembly: the student S from the teacher T, the feature-mapping decoder D, and the model that ships (E + S)."""
+"""The models: the teacher T, the student S from it, the feature-mapping decoder D, and the one that ships (E + S)."""
 
 import dataclasses
 from collections.abc import Sequence
