@@ -24,7 +24,7 @@ def rows(tmp_path_factory):
         patch.setattr(benchmark_training, "DEFAULTS", (TINY,))
         patch.setattr(benchmark_training, "_STEPS", 2)
         patch.setattr(benchmark_training.timing, "slowdown", lambda dtype: 1.0)  # all cases, on any machine
-        patch.setitem(benchmark_training.thumbnet.backbones.RESNETS, "resnet18", ((1, 1), False))
+        patch.setitem(benchmark_training.backbones.RESNETS, "resnet18", ((1, 1), False))
         benchmark.main(benchmark.Options(what="training", out=str(folder), rounds=2))
     assert (folder / "benchmark_training.png").read_bytes().startswith(b"\x89PNG")
     with open(folder / "benchmark_training.csv", newline="") as file:

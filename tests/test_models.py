@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import layers
 from model_helpers import area
 
 from thumbnet_tf import backbones, costs, downscaler, thumbnet
@@ -292,13 +291,3 @@ def test_downscaler_without_residual_starts_as_area(photos):
     assert np.abs(learned - downscaler.build("area", 32, 4)(images).numpy()).max() <= 1  # a tie may round both ways
     visible = downscaler.build("learned", 32, 4, residual=0.3)(images, training=True).numpy()
     assert 5 < np.abs(visible - learned).mean() < 60
-
-
-def test_what_multiply_adds_leave_out_is_named():
-    image = keras.Input((16, 16, 3))
-    x = layers.SpectralNormalization(layers.Conv2D(4, 3), name="bounded")(image)
-    x = layers.Reshape((-1, 4))(layers.PReLU()(layers.BatchNormalization()(x)))
-    x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
-    model = keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
-    assert costs.uncounted(model) == ["bounded", "attention"]
-    assert costs.uncounted(backbones.build("vgg11", 32, 3, 0.25)) == []

@@ -14,7 +14,7 @@ from run_helpers import CLASSES, IMAGE_SIZE, RATIO
 from teacher_helpers import teacher
 
 from thumbnet_tf import parity, report, report_sections, teachers
-from thumbnet_tf.config import FlagError, UserError
+from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.data import sources
 from thumbnet_tf.report import Options
@@ -70,6 +70,17 @@ def test_it_can_be_read_by_any_means(page):
     drawings = [attributes for tag, attributes in page.found if tag == "svg"]
     assert all(a.get("aria-label") or a.get("aria-hidden") for a in drawings)
     assert len([a for a in drawings if a.get("role") == "img"]) == 1 + 1 + 7  # cost, reliability, and the curves
+
+
+def test_augmentation_is_what_the_epochs_show():
+    cached = {"teacher_cache": "all", "cached_views": 8}
+    assert report_sections.augmentation(Config(augment="crop_flip", epochs=3, **cached)) == (
+        "crop_flip, 3 views of each image"
+    )
+    assert report_sections.augmentation(Config(augment="none", **cached)) == "none"
+    mixed = Config(augment="none", epochs=30, mixup_alpha=0.2, **cached)
+    assert report_sections.augmentation(mixed) == "none, 8 views of each image, MixUp of alpha 0.2"
+    assert report_sections.augmentation(Config(augment="crop", teacher_cache="off")) == "crop, new each epoch"
 
 
 def test_accuracies_are_the_runs(page, study, tiny_run):
@@ -155,6 +166,12 @@ def test_an_export_without_its_table_or_its_run_is_refused(run_copy, tmp_path):
     row = dict.fromkeys(parity.COLUMNS, "1")
     write_rows(tmp_path / "parity.csv", parity.COLUMNS, [row])
     assert gather(run_copy, "", str(tmp_path)).export.parity == [row]
+    latest = tmp_path / "thumbnet" / "2"
+    latest.mkdir(parents=True)
+    for name in ("manifest.json", "parity.csv"):
+        shutil.copy(tmp_path / name, latest)
+    assert gather(run_copy, "", str(latest.parent)).export.folder == latest  # of the folder above, its latest
+    assert report.report(Options(export_dir=str(latest.parent), examples=1, mistakes=0)).parent == run_copy.path
     del manifest["created"]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"must hold a parity.csv and name its run; export anew. Received: "):
@@ -249,7 +266,7 @@ def test_mistakes_are_one_line(run_copy, tmp_path, monkeypatch):
         report.report(Options(run_dir=str(tmp_path)))
     with pytest.raises(UserError, match=r"--method must be one that reads thumbnails.*Received: original"):
         report.report(Options(run_dir=run_dir, method="original"))
-    with pytest.raises(UserError, match=r"holds a manifest.json; give one. Received: .*copy"):
+    with pytest.raises(UserError, match=r"an export's folder, such as .* is expected. Received: .*copy"):
         report.report(Options(run_dir=run_dir, export_dir=run_dir))
     rows = read_rows(run_copy.path / "results.csv")
     write_rows(run_copy.path / "results.csv", list(rows[0]), [row for row in rows if row["method"] != "thumbnet"])

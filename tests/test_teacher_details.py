@@ -151,12 +151,12 @@ def test_a_teacher_of_any_size_is_told_the_default(caplog):
 def test_a_classifier_in_python_with_the_configuration_of_a_run():
     cfg = config(teacher="train").resolved()
     assert cfg.fm_tap == "stage2"
-    found = teachers.taken(teacher("0..255"), cfg, "thumbnet")
+    found = teachers.accepted(teacher("0..255"), cfg, "thumbnet")
     assert set(found.output) == {"logits", "conv3"}
     theirs = teacher("0..255")
     [named] = [layer for layer in theirs.get_layer("trunk").layers if layer.name == "pool1"]
     named.name = "stage2"
-    assert set(teachers.taken(theirs, cfg, "thumbnet").output) == {"logits", "stage2"}
+    assert set(teachers.accepted(theirs, cfg, "thumbnet").output) == {"logits", "stage2"}
     mistyped = dataclasses.replace(cfg, fm_tap="stag2")
     with pytest.raises(FlagError, match="--fm_tap must name a layer of T that makes a map"):
-        teachers.taken(theirs, mistyped, "thumbnet")
+        teachers.accepted(theirs, mistyped, "thumbnet")

@@ -22,34 +22,34 @@ def test_files_that_can_not_be_loaded(own, tmp_path, monkeypatch):
     path = tmp_path / "mine.keras"
     path.write_bytes(b"PK not an archive")
     with pytest.raises(UserError, match=r"can't be loaded: it is no .keras file, or is cut off; save the model anew"):
-        teachers.given(cfg)
+        teachers.load(cfg)
     cfg_of_h5 = own(teacher=str(tmp_path / "mine.h5"))
     path.rename(tmp_path / "mine.h5")
     with pytest.raises(UserError, match=r"a .keras file \(model.save.*mine.h5, which is a file of another kind"):
-        teachers.given(cfg_of_h5)
+        teachers.load(cfg_of_h5)
     path.mkdir()
     with pytest.raises(UserError, match="must be a .keras file that is there.*mine.keras, which is a folder"):
-        teachers.given(cfg)
+        teachers.load(cfg)
     path.rmdir()
     teacher().save(path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"can't be loaded: it is no readable Keras model \(Bad CRC-32"):
-        teachers.given(cfg)
+        teachers.load(cfg)
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="it is no .keras file, or is cut off"):
-        teachers.given(cfg)
+        teachers.load(cfg)
     image = keras.Input((SIZE, SIZE, 3))
     x = layers.GlobalAveragePooling2D()(layers.Lambda(lambda x: 2 * x)(image))
     keras.Model(image, layers.Dense(3)(x)).save(path)
     with pytest.raises(UserError, match="can't be loaded: it holds a Lambda, which is code that isn't run"):
-        teachers.given(cfg)
+        teachers.load(cfg)
     keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(Doubled()(image)))).save(path)
     keras.saving.get_custom_objects().pop("elsewhere>Doubled")
     monkeypatch.delattr(__import__(__name__), "Doubled")
     with pytest.raises(UserError, match=r"code that isn't Keras' own; .* \(class '(elsewhere>)?Doubled'\)"):
-        teachers.given(cfg)
+        teachers.load(cfg)
 
 
 def test_a_trained_teacher_at_chance_is_warned_of(tmp_path, caplog):
@@ -102,7 +102,7 @@ def test_a_teacher_that_a_run_has_saved_scales_its_input_itself(own, tmp_path):
     with pytest.raises(
         FlagError, match="--teacher_input must be auto for a T that a run has saved.*Received: 0..1 with"
     ):
-        teachers.given(own(teacher=str(tmp_path / "copy.keras"), teacher_input="0..1"))
+        teachers.load(own(teacher=str(tmp_path / "copy.keras"), teacher_input="0..1"))
 
 
 def test_judge_finds_two_of_many_classes_swapped():

@@ -178,6 +178,14 @@ def test_a_teacher_of_other_classes_is_refused():
 
 
 @pytest.mark.usefixtures("tiny_resnet")
+def test_t_itself_is_trained_anew_beside_another_t():
+    alone = build_trainer("original", config(), CLASSES, None).student
+    beside = build_trainer("original", config(), CLASSES, thumbnet.build_teacher(config(), CLASSES)).student
+    for ours, theirs in zip(beside.get_weights(), alone.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.usefixtures("tiny_resnet")
 def test_clipping_bounds_the_whole_gradient(photos):
     # plain SGD with rate 1: the step is the clipped gradient
     trainer = make_trainer("bicubic", config(clip_norm=0.01))

@@ -37,7 +37,7 @@ def build_trainer(
         UserError: when there is no such method, or T isn't there, can't be used or has other classes.
     """
     with graph.precision(cfg.mixed_precision):
-        return _built(method, cfg, num_classes, teachers.taken(teacher, cfg, method), mapping_steps, synchronized)
+        return _built(method, cfg, num_classes, teachers.accepted(teacher, cfg, method), mapping_steps, synchronized)
 
 
 def _built(
@@ -54,7 +54,7 @@ def _built(
     small = (
         None if row.downscaler == "none" else thumbnet.build_downscaler(cfg, row.downscaler, synchronized=synchronized)
     )
-    if row.from_teacher:
+    if small is not None:
         # what isn't trained must be T itself
         varied = cfg if row.losses else thumbnet.as_teacher(cfg)
         student, anew = thumbnet.build_student(varied, teacher, synchronized=synchronized)
@@ -62,7 +62,7 @@ def _built(
             thumbnet.check_untrained(method, anew)
             some = ", ".join(anew[:3]) + (", ..." if len(anew) > 3 else "")
             _log.info("%s: %d layers of S start anew, for their shapes aren't T's: %s", method, len(anew), some)
-    elif teacher is None:
+    elif method == stages.ORIGINAL:
         student = thumbnet.build_teacher(cfg, num_classes, synchronized=synchronized, initial=True)
     else:
         student = backbones.build(cfg.backbone, cfg.image_size, num_classes, cfg.slim_width, synchronized=synchronized)

@@ -1,8 +1,8 @@
 """Runs at several ratios with one T, and which of their networks is the cheapest that is nearly as good as T."""
 
 import dataclasses
-import math
 import pathlib
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,27 +40,27 @@ def configs(cfg: Config) -> list[Config]:
     return found
 
 
-def compare(root: str, runs: Sequence[RunDir], labels: np.ndarray) -> list[dict]:
+def compare(root: str, runs: Sequence[RunDir], labels: np.ndarray, max_drop: float) -> list[dict]:
     """Compares every network of some runs with T on validation, image by image, and writes `ratios.csv`.
 
     Args:
         root: folder that the table is written to.
         runs: finished runs with the same T and data.
         labels: of the validation images `(n,)`.
+        max_drop: share of right answers that may be lost against T.
 
     Returns:
         The rows by `COLUMNS`, the cheapest first: multiply-adds with the downscaler's, accuracies as shares, and what
-        is lost against T with its 95 % interval. `confidence` is that of losing no more than `--max_drop`.
+        is lost against T with its 95 % interval. `confidence` is that of losing no more than `max_drop`.
     """
-    max_drop = runs[0].config().max_drop
-    rows = []
+    normal, rows = statistics.NormalDist(), []
     for run in runs:
         costs = {row["method"]: row for row in read_rows(run.path / "results.csv") if row["split"] == "validation"}
         teacher = _right(run, ORIGINAL, labels)
         for method in [name for name in run.finished_methods() if name != ORIGINAL]:
             student = _right(run, method, labels)
             pairs = Paired.of(student, teacher)
-            drop, error = pairs.estimate()
+            centre, error = pairs.estimate()
             low, high = pairs.interval()
             rows.append(
                 {
@@ -74,7 +74,7 @@ def compare(root: str, runs: Sequence[RunDir], labels: np.ndarray) -> list[dict]
                     "drop": f"{teacher.mean() - student.mean():.6f}",
                     "drop_low": f"{low:.6f}",
                     "drop_high": f"{high:.6f}",
-                    "confidence": f"{_normal((max_drop - drop) / error):.4f}",
+                    "confidence": f"{normal.cdf((max_drop - centre) / error):.4f}",
                 }
             )
     rows.sort(key=lambda row: row["macs"])
@@ -119,7 +119,3 @@ def recommendation(rows: Sequence[dict], max_drop: float) -> str:
 def _right(run: RunDir, method: str, labels: np.ndarray) -> np.ndarray:
     """Returns which validation images a method classifies right."""
     return run.logits(method, "validation").argmax(-1) == labels
-
-
-def _normal(x: float) -> float:
-    return 0.5 * (1 + math.erf(x / math.sqrt(2)))

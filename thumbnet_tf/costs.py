@@ -38,7 +38,6 @@ def uncounted(model: keras.Model) -> list[str]:
 
 
 def _layer_macs(layer: keras.Layer) -> int:
-    # transposed first: Keras' own classes of convolutions don't inherit from one another
     if isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D)):
         # a kernel is (height, width, channels of one group, filters): all of it is used once per output position
         return math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:3])
@@ -47,8 +46,12 @@ def _layer_macs(layer: keras.Layer) -> int:
         return positions * (math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape))
     if isinstance(layer, layers.Conv2DTranspose):  # a kernel is used once per input position
         return math.prod(layer.kernel.shape) * math.prod(layer.input.shape[1:3])
-    if isinstance(layer, (layers.Dense, layers.EinsumDense)):
+    if isinstance(layer, layers.Dense):
         return math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1])
+    if isinstance(layer, layers.EinsumDense):  # an output sums over those axes of the kernel that it doesn't have
+        inputs, output = layer.equation.split("->")
+        sizes = zip(inputs.split(",")[1], layer.kernel.shape, strict=True)
+        return math.prod(layer.output.shape[1:]) * math.prod(size for axis, size in sizes if axis not in output)
     return 0
 
 

@@ -61,7 +61,7 @@ def build_optimizer(
     """
     warmup = round(cfg.warmup_fraction * total_steps)
     rate = keras.optimizers.schedules.CosineDecay(
-        peak_rate / max(warmup, 1) if warmup else peak_rate,
+        peak_rate / warmup if warmup else peak_rate,
         max(total_steps - warmup, 1),
         warmup_target=peak_rate if warmup else None,
         warmup_steps=warmup,

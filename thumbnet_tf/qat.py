@@ -191,7 +191,7 @@ def _key(cfg: Config, shipped: keras.Model, calibration: np.ndarray, *settings: 
     """
     digest = hashlib.sha256(json.dumps([_VERSION, SPARSITY, CLUSTERS, settings]).encode())
     counted = [field.name for field in dataclasses.fields(cfg) if field.metadata["identity"]]
-    # what acts on E and S in their training alone counts by their weights, which are in the digest
+    # mapping_epochs counts by the weights of E and S, which are in the digest
     run = {name: getattr(cfg, name) for name in counted if name not in ("dataset", "teacher", "mapping_epochs")}
     digest.update(json.dumps(run).encode())
     for array in (*shipped.get_weights(), calibration):

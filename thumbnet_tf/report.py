@@ -25,7 +25,8 @@ class Options:
     run_dir: str = option("", "finished run directory made by thumbnet_tf.train; default: the one of --export_dir")
     export_dir: str = option(
         "",
-        "a version made by thumbnet_tf.export; default: the latest in saved_models that names the run",
+        "a version's folder of an export, or the one above: its latest; default: the latest in saved_models that names "
+        "the run",
     )
     method: str = option("", "finished method to report on; default the exported one, thumbnet, or the last one")
     out: str = option("", "HTML file; default <run_dir>/report.html")
@@ -50,7 +51,7 @@ def report(options: Options) -> pathlib.Path:
     """
     run_dir, method = options.run_dir, options.method
     if options.export_dir:
-        manifest = publish.read_manifest(pathlib.Path(options.export_dir))
+        manifest = publish.read_manifest(publish.version_folder(pathlib.Path(options.export_dir)))
         method = method or str(manifest.get("method", ""))
         run_dir = run_dir or str(manifest.get("run", ""))
         if not options.run_dir and not os.path.isfile(pathlib.Path(run_dir) / "config.json"):

@@ -95,8 +95,8 @@ def gather(run: RunDir, method: str = "", export_dir: str = "", data_dir: str = 
     Args:
         run: the run directory.
         method: the method that the report is about; empty for thumbnet, or the last one.
-        export_dir: a version's folder, such as saved_models/thumbnet/1; empty for the latest one in saved_models whose
-            manifest names the run and the method.
+        export_dir: a version's folder, such as saved_models/thumbnet/1, or the one above for its latest; empty for the
+            latest one in saved_models whose manifest names the run and the method.
         data_dir: where the data lie now, as `sources.moved` takes it.
 
     Raises:
@@ -157,7 +157,7 @@ def find_export(run: RunDir, method: str, root: str = "saved_models") -> Export 
 
 
 def _named_export(run: RunDir, method: str, export_dir: str) -> Export:
-    export = _read_export(pathlib.Path(export_dir))
+    export = _read_export(publish.version_folder(pathlib.Path(export_dir)))
     origin = (export.manifest["run"], export.manifest["method"])
     if origin[1] != method or not _is_of(export.manifest, run, method):
         raise UserError(

@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import shlex
 
-from thumbnet_tf import benchmark_report, card, plots, report_figures, report_images
+from thumbnet_tf import benchmark_report, card, plots, report_figures, report_images, teacher_cache
 from thumbnet_tf.config import Config
 from thumbnet_tf.report_data import Study
 from thumbnet_tf.report_html import Markup, element, facts, join, note, paragraph, plot, table
@@ -107,8 +107,6 @@ def _trained(study: Study) -> Markup:
     some = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
     weights, given = loss_weights(study.method, cfg), not cfg.trains_teacher
     once = {"off": "T runs each epoch", "logits": "T's logits computed once", "all": "T's outputs computed once"}
-    views = "new each epoch" if cfg.teacher_cache == "off" else f"{cfg.cached_views} views of each image"
-    mixed = f", MixUp of alpha {cfg.mixup_alpha:g}" if cfg.mixup_alpha else ""
     bad = sum(len(found) for found in study.facts.get("bad_images", {}).values())
     varies = study.student != study.network
     networks = f"T: {study.network}; S: {study.student}" if varies else f"T and S: {study.network}"
@@ -121,13 +119,23 @@ def _trained(study: Study) -> Markup:
         ("Teacher", f"taken from {cfg.teacher}" if given else f"trained here, epochs: {cfg.teacher_epochs}"),
         ("Loss", " + ".join(f"{w:g} {term.upper()}" for term, w in weights.items()) or "none"),
         ("Schedule", f"epochs: {cfg.epochs}; {cfg.optimizer}, batch {cfg.batch_size}, peak rate {cfg.learning_rate:g}"),
-        ("Augmentation", "none" if cfg.augment == "none" else f"{cfg.augment}, {views}{mixed}"),
+        ("Augmentation", augmentation(cfg)),
         ("T in training", once[cfg.teacher_cache] if set(TAUGHT) & weights.keys() else "not used by the losses"),
         ("Seed", cfg.seed),
         ("Versions", ", ".join(f"{name} {version}" for name, version in study.versions.items()) or "not recorded"),
         ("Fingerprint of the data", study.facts["fingerprint"]),
     ]
     return facts(rows)
+
+
+def augmentation(cfg: Config) -> str:
+    """Returns how the images that students are trained on vary, as words; `cfg` is resolved."""
+    if cfg.augment == "none" and not cfg.mixup_alpha:
+        return "none"
+    count = teacher_cache.number_of_views(cfg)
+    views = f"{count} view{'s' * (count > 1)} of each image" if count else "new each epoch"
+    mixed = f", MixUp of alpha {cfg.mixup_alpha:g}" if cfg.mixup_alpha else ""
+    return f"{cfg.augment}, {views}{mixed}"
 
 
 def _downscaler(study: Study) -> str:

@@ -14,6 +14,8 @@
     wire.csv                     bytes and accuracy of thumbnails as files, by `wire.py`
     export/                      weights fine-tuned for export, so that they needn't be made twice
 <run>/results.csv                one row a method and split
+<run>/benchmark/                 what `benchmark.py --what=training` measured of it
+<run>/plots/, report.html        what `plots.py` and `report.py` draw of it, unless --out says otherwise
 <run>/lock                       held by the one process that may write here
 <run>/start                      by which the machines of a job know that they share the directory
 """

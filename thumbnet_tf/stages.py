@@ -14,15 +14,14 @@ class Method:
     """One row of the comparison.
 
     Attributes:
-        downscaler: what makes the network's input: none (full image), bicubic, area, or learned (E).
+        downscaler: what makes the network's input: none (full image), bicubic, area, or learned (E). A network
+            of thumbnails starts from T's weights.
         losses: terms of the training loss, of cl, kd, fm, mm; empty trains nothing.
-        from_teacher: whether the network starts from T's weights, in layers of T's shapes (False: from random ones).
         about: what the row shows, for help and tables.
     """
 
     downscaler: str
     losses: tuple[str, ...]
-    from_teacher: bool
     about: str
 
 
@@ -31,19 +30,19 @@ TAUGHT = ("kd", "fm")  # terms that compare with outputs of T
 MAPPING = ("fm", "mm")  # terms that act in the mapping epochs too
 
 METHODS: dict[str, Method] = {
-    ORIGINAL: Method("none", ("cl",), False, "the teacher T on full images"),
-    "direct": Method("bicubic", (), True, "T's weights on bicubic thumbnails, not trained"),
-    "area": Method("area", ("cl",), True, "area thumbnails, CL"),
-    "bicubic": Method("bicubic", ("cl",), True, "bicubic thumbnails, CL"),
-    "bicubic_kd": Method("bicubic", ("cl", "kd"), True, "bicubic thumbnails, CL + KD"),
-    "supervised": Method("learned", ("cl",), True, "learned thumbnails, CL"),
-    "supervised_kd": Method("learned", ("cl", "kd"), True, "learned thumbnails, CL + KD"),
-    "supervised_kd_fm": Method("learned", ("cl", "kd", "fm"), True, "learned thumbnails, CL + KD + FM"),
-    "thumbnet": Method("learned", ("cl", "kd", "fm", "mm"), True, "learned thumbnails, CL + KD + FM + MM"),
-    "slim": Method("none", ("cl", "kd"), False, "a slimmer network (--slim_width) on full images, CL + KD"),
-    "no_mm": Method("learned", ("cl", "kd", "fm"), True, "thumbnet without MM (the same as supervised_kd_fm)"),
-    "no_kd": Method("learned", ("cl", "fm", "mm"), True, "thumbnet without KD"),
-    "no_fm": Method("learned", ("cl", "kd", "mm"), True, "thumbnet without FM"),
+    ORIGINAL: Method("none", ("cl",), "the teacher T on full images"),
+    "direct": Method("bicubic", (), "T's weights on bicubic thumbnails, not trained"),
+    "area": Method("area", ("cl",), "area thumbnails, CL"),
+    "bicubic": Method("bicubic", ("cl",), "bicubic thumbnails, CL"),
+    "bicubic_kd": Method("bicubic", ("cl", "kd"), "bicubic thumbnails, CL + KD"),
+    "supervised": Method("learned", ("cl",), "learned thumbnails, CL"),
+    "supervised_kd": Method("learned", ("cl", "kd"), "learned thumbnails, CL + KD"),
+    "supervised_kd_fm": Method("learned", ("cl", "kd", "fm"), "learned thumbnails, CL + KD + FM"),
+    "thumbnet": Method("learned", ("cl", "kd", "fm", "mm"), "learned thumbnails, CL + KD + FM + MM"),
+    "slim": Method("none", ("cl", "kd"), "a slimmer network (--slim_width) on full images, CL + KD"),
+    "no_mm": Method("learned", ("cl", "kd", "fm"), "thumbnet without MM (the same as supervised_kd_fm)"),
+    "no_kd": Method("learned", ("cl", "fm", "mm"), "thumbnet without KD"),
+    "no_fm": Method("learned", ("cl", "kd", "mm"), "thumbnet without FM"),
 }
 
 

@@ -14,7 +14,7 @@ from thumbnet_tf.runs import RunDir, load_keras
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 
-def given(cfg: Config) -> keras.Model:
+def load(cfg: Config) -> keras.Model:
     """Loads the T that the configuration names, in the form that T has here.
 
     Raises:
@@ -22,7 +22,7 @@ def given(cfg: Config) -> keras.Model:
     """
     path = file_of(cfg)
     if cfg.teacher.endswith(".keras"):
-        model = _load(path)
+        model = _load_file(path)
     else:
         if not os.path.isfile(pathlib.Path(cfg.teacher) / "config.json"):
             what = "is a file of another kind" if os.path.isfile(cfg.teacher) else "holds no run"
@@ -59,7 +59,7 @@ def input_of(cfg: Config) -> str:
     return "0..255" if cfg.teacher_input == AUTO else cfg.teacher_input
 
 
-def taken(teacher: keras.Model | None, cfg: Config, method: str) -> keras.Model | None:
+def accepted(teacher: keras.Model | None, cfg: Config, method: str) -> keras.Model | None:
     """Returns a T that is handed over in Python, in the form that T has here; it may be any that `foreign` takes.
 
     Args:
@@ -80,9 +80,9 @@ def taken(teacher: keras.Model | None, cfg: Config, method: str) -> keras.Model 
     if isinstance(outputs, dict) and "logits" in outputs and len(outputs) > 1:  # maps beside it, as T has here
         return teacher
     # the configuration of a run that trained its T has a tap of --backbone
-    is_of_backbone = cfg.teacher == "train" and re.fullmatch("stage[1-5]", cfg.fm_tap)
-    found = foreign.standardise(teacher, cfg.image_size, input_of(cfg), AUTO if is_of_backbone else cfg.fm_tap)
-    if is_of_backbone and any(layer.name == cfg.fm_tap for layer in found.layers):
+    tap_of_backbone = cfg.teacher == "train" and re.fullmatch("stage[1-5]", cfg.fm_tap)
+    found = foreign.standardise(teacher, cfg.image_size, input_of(cfg), AUTO if tap_of_backbone else cfg.fm_tap)
+    if tap_of_backbone and any(layer.name == cfg.fm_tap for layer in found.layers):
         return foreign.with_tap(found, cfg.fm_tap)
     return found
 
@@ -159,7 +159,7 @@ def _check_precision(cfg: Config) -> None:
         )
 
 
-def _load(path: pathlib.Path) -> keras.Model:
+def _load_file(path: pathlib.Path) -> keras.Model:
     """Loads a `.keras` file of the user's (safe mode on).
 
     Raises:

@@ -58,7 +58,7 @@ def convert(model: keras.Model, name: str, variant: str, *, calibration: Iterabl
         `(1, C)`, float32 or in int8 uint8 in steps of 1/256; or `thumbnail`, uint8 `(1, h, w, 3)`, raw pixels.
 
     Raises:
-        UserError: when there are no calibration images, or int8 is asked for thumbnails of 1 to 7 bits.
+        UserError: when there are no calibration images, or int8 is asked for thumbnails of other than 8 bits.
         ValueError: on an unknown name or variant, or calibration images of another size.
         RuntimeError: when the converter made something else than promised.
     """
@@ -174,9 +174,9 @@ def _rewritten(model: keras.Model, integer: bool) -> keras.Model:
         if isinstance(layer, layers.Rescaling) and (layer.scale, layer.offset) in (FROM_PIXELS, TO_PIXELS):
             return x
         if isinstance(layer, ToThumbnail):
-            if layer.bits not in (0, 8):
+            if layer.bits != 8:
                 raise UserError(
-                    f"int8 needs thumbnails of 8 bits, or unrounded ones (0); export another run or no int8 variant. "
+                    "int8 needs thumbnails of 8 bits; export another run or no int8 variant. "
                     f"Received: --thumbnail_bits={layer.bits}"
                 )
             return ToByte(name=layer.name)(x)

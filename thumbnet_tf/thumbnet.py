@@ -1,4 +1,4 @@
-"""Assembly: the student S from the teacher T, the feature-mapping decoder D, and the model that ships (E + S)."""
+"""The models: the teacher T, the student S from it, the feature-mapping decoder D, and the one that ships (E + S)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -105,7 +105,7 @@ def check(cfg: Config, teacher: keras.Model | None = None, *, initial: bool = Fa
         UserError: when the backbone, the sizes, the tap or the methods don't go together.
     """
     teacher = teacher or build_teacher(cfg, 2, initial=initial)
-    methods = [name for name in stages.students(cfg) if stages.METHODS[name].from_teacher]
+    methods = [name for name in stages.students(cfg) if stages.METHODS[name].downscaler != "none"]
     if not methods:
         return
     for name in methods:

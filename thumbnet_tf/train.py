@@ -90,12 +90,12 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
     job = distribution.start(cfg)
     lock = run.lock() if job.is_chief else contextlib.nullcontext()
     with lock, graph.precision(cfg.mixed_precision), job.watched(lambda: "between two methods"):
-        taken = not job.is_chief or run.is_done(ORIGINAL)
-        given = None if taken or cfg.trains_teacher else teachers.given(cfg)
+        makes_teacher = job.is_chief and not run.is_done(ORIGINAL)  # trains it, or takes the one given
+        given = teachers.load(cfg) if makes_teacher and not cfg.trains_teacher else None
         if given is not None or cfg.trains_teacher:
             missing = tuple(name for name in students if not run.is_done(name))
             for ratio in ratios:
-                thumbnet.check(dataclasses.replace(cfg, ratio=ratio, methods=missing), given, initial=not taken)
+                thumbnet.check(dataclasses.replace(cfg, ratio=ratio, methods=missing), given, initial=makes_teacher)
         _claim(run, cfg, job)
         with run.log_to_file() if job.is_chief else contextlib.nullcontext():
             if job.machines > 1:
@@ -103,7 +103,7 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
                     sources.prepare(cfg)
             dataset = sources.load(cfg)
             pipeline.steps_per_epoch(dataset.splits["train"], cfg)
-            if job.is_chief and not taken:
+            if makes_teacher:
                 pipeline.warn_of_unresized(dataset.splits["validation"], cfg)
             facts = dataset.facts()
             if job.is_chief:
@@ -146,7 +146,7 @@ def train_ratios(cfg: Config) -> str:
     configs = compare.configs(cfg)
     runs = [_train(each, [later.ratio for later in configs[index:]]) for index, each in enumerate(configs)]
     labels = sources.load(configs[0].resolved(), ("validation",)).splits["validation"].labels
-    rows = compare.compare(cfg.run_dir, runs, labels)
+    rows = compare.compare(cfg.run_dir, runs, labels, cfg.max_drop)
     return compare.recommendation(rows, cfg.max_drop)
 
 
