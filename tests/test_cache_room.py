@@ -107,6 +107,7 @@ def _grow(folder, ready) -> None:
         time.sleep(60)
 
 
+@pytest.mark.slow
 def test_another_cache_that_is_being_filled_is_not_waited_for_but_counted(cached, caplog):
     cfg, dataset, teacher = cached
     other = teacher_cache.folder_of(cfg) / "train-other"

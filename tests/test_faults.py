@@ -82,6 +82,7 @@ def test_changed_data_is_refused_on_resume(config, folder):
         train(config(methods=("direct", "bicubic")))
 
 
+@pytest.mark.slow
 def test_an_image_changed_in_place_is_refused_on_resume(config, folder):
     path = folder / "train" / "red" / "0.png"
     image = path.read_bytes()

@@ -122,6 +122,7 @@ def test_averages_and_a_training_interrupted_twice_are_resumed_bit_for_bit(confi
     assert_same(state_of(train(config("whole", **values))), interrupted(config, monkeypatch, stops, **values))
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_last_save_is_heeded(config, monkeypatch):
     save = loop.Checkpoints.save
 

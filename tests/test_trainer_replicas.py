@@ -50,6 +50,7 @@ def test_one_and_two_replicas_train_alike(method, photos):
         np.testing.assert_allclose(two[path], value, atol=1e-6, rtol=1e-6 if path not in start else 0, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_resnet")
 def test_mixed_images_train_alike_on_one_and_two_replicas(photos):
     batch = {
