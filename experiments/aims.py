@@ -31,6 +31,8 @@ AIMS = (
     Aim("flowers_32", "thumbnet", "bicubic", 0.75, share=True),
     Aim("flowers_32", "narrow_thumbnet", "bicubic", 0.75, share=True),
     Aim("flowers_32", "narrow_thumbnet", "narrow_bicubic", 0.75, share=True),
+    Aim("flowers_32", "narrow_thumbnet_160", "bicubic_160", 0.75, share=True),
+    Aim("flowers_32", "narrow_thumbnet_160", "narrow_bicubic_160", 0.75, share=True),
     Aim("hard_24", "thumbnet", "bicubic", 0.80, share=True),
     Aim("plant_64", "thumbnet", ORIGINAL, 0.0),
     Aim("plant_64", "thumbnet_72", ORIGINAL, 0.0),
@@ -40,6 +42,7 @@ AIMS = (
     Aim("plant_32", "narrow_thumbnet_100", ORIGINAL, -0.5),
     Aim("flowers_32", "thumbnet", "slim", 2.0),
     Aim("flowers_32", "narrow_thumbnet", "slim", 2.0),
+    Aim("flowers_32", "narrow_thumbnet_160", "slim", 2.0),
     Aim("plant_32", "thumbnet", "slim", 2.0),
     Aim("plant_32", "narrow_thumbnet", "slim", 2.0),
 )

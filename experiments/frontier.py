@@ -1,9 +1,10 @@
-"""Draws accuracy against multiply-adds for each size of thumbnail, beside slimmer networks on full images.
+"""Draws accuracy beside T's against multiply-adds for each size of thumbnail, and slimmer networks on full images.
 
   python -m experiments.frontier flowers   # from results/flowers_{32,56,64}.csv to results/flowers_frontier.png
 
-A bubble's area is the memory of activations: the largest sum of what one layer reads and writes, for one image. The
-legend names the seeds of each point; bars are the standard deviation over them.
+Accuracies are points above T of the same seed, for rows have different seeds, and their T differ. A bubble's area is
+the memory of activations: the largest sum of what one layer reads and writes, for one image. The legend names the seeds
+of each point; bars are the standard deviation over them.
 """
 
 import math
@@ -36,6 +37,10 @@ OTHERS = {
     "bicubic_100": "tab:olive",
     "thumbnet_100": "deeppink",
     "narrow_thumbnet_100": "indigo",
+    "bicubic_160": "goldenrod",
+    "narrow_bicubic_160": "cornflowerblue",
+    "narrow_thumbnet_160": "darkred",
+    "thin_thumbnet": "rosybrown",
 }
 SHOWN = (ORIGINAL, "bicubic", "bicubic_kd", "thumbnet", "slim", *OTHERS)
 COLOURS = {name: colour for name, (colour, _) in STYLES.items()} | OTHERS
@@ -65,33 +70,39 @@ def figure(name: str, rows: Sequence[Mapping[str, str]], memory: Mapping[str, in
 
     Args:
         name: of the data, for the title.
-        rows: of the sets' CSVs.
+        rows: of the sets' CSVs, T's included.
         memory: rows that are shown, and the bytes of their activations.
     """
     drawing = Figure(figsize=(8, 6.5), dpi=120, layout="constrained")
     axes = drawing.subplots()
+    tests = {(row["row"], row["seed"]): float(row["top1"]) for row in rows if row["split"] == "test"}
     for kind in SHOWN:
         points, seeds = [], []
         of_kind = [row for row in memory if run.name_in_set(row) == kind]
         for row in of_kind:
             found = [each for each in rows if each["row"] == row and each["split"] == "test"]
-            tops = [100 * float(each["top1"]) for each in found]
+            teacher = run.teacher_row(row)
+            tops = [100 * (tests[row, each["seed"]] - tests[teacher, each["seed"]]) for each in found]
             macs = (int(found[0]["macs"]) + int(found[0]["macs_downscaler"])) / 1e6
+            mean = statistics.mean(tops)
+            text = f"{mean:+.1f}"
+            if kind == ORIGINAL:
+                text = f"T: {100 * statistics.mean(tests[row, each['seed']] for each in found):.1f} %"
             spread = statistics.stdev(tops) if len(tops) > 1 else math.nan  # one seed: no bar, not one of no length
             seeds.append(f"{run.set_of(row)} {', '.join(each['seed'] for each in found)}")
-            points.append((macs, statistics.mean(tops), spread, memory[row]))
+            points.append((macs, mean, spread, memory[row], text))
         if not points:
             continue
-        x, y, error, size = zip(*sorted(points), strict=True)
+        x, y, error, size, texts = zip(*sorted(points), strict=True)
         colour = COLOURS[kind]
         label = f"{kind}: {about(of_kind[0])} (seeds: {'; '.join(seeds)})"
         axes.errorbar(x, y, error, fmt="o", markersize=3, color=colour, capsize=3, label=label)
         axes.scatter(x, y, [each / 1000 for each in size], color=colour, alpha=0.3, linewidths=0)
-        for place in points:
-            axes.annotate(f"{place[1]:.1f}", place[:2], (5, 5), textcoords="offset points", color=colour, fontsize=8)
+        for text, *place in zip(texts, x, y, strict=True):
+            axes.annotate(text, place, (5, 5), textcoords="offset points", color=colour, fontsize=8)
     axes.set_xscale("log")
     axes.set_xlabel("millions of multiply-adds for one image, E included")
-    axes.set_ylabel("top-1 on test, %")
+    axes.set_ylabel("top-1 on test, points above T of the same seeds")
     axes.set_title(f"{name}: bubbles are the memory of activations")
     axes.margins(0.1)
     axes.grid(alpha=0.3)

@@ -95,9 +95,10 @@ def differences_markdown(of_set: str, rows: list[dict[str, str]]) -> str:
         rows: of its CSV.
     """
     lines = [
-        "| row | what it is | top-1, points | agrees with T, points | KD on validation | seeds |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| row | what it is | top-1, points | on validation | agrees with T, points | KD on validation | seeds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
+    validation = {(row["row"], row["seed"]): float(row["top1"]) for row in rows if row["split"] == "validation"}
     by_row: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
         if row["split"] == "test":
@@ -112,6 +113,9 @@ def differences_markdown(of_set: str, rows: list[dict[str, str]]) -> str:
             f"{statistics.mean(100 * (float(row[column]) - float(other[column])) for row, other in pairs):+.1f}"
             for column in ("top1", "teacher_agreement")
         ]
+        seeds = [row["seed"] for row, _ in pairs]
+        held = statistics.mean(100 * (validation[name, seed] - validation[base, seed]) for seed in seeds)
+        cells.insert(1, f"{held:+.1f}")
         # KD at another temperature is another measure
         comparable = config_of(name).temperature == config_of(base).temperature and all(
             row["val_kd"] for row, _ in pairs

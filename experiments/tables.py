@@ -62,7 +62,6 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
             yield page, of_set, markdown(of_set, rows)
             if not of_set.startswith(ALONE):
                 yield page, f"{of_set}_losses", losses_markdown(rows)
-            if of_set.startswith(published.SHORT):
                 yield page, f"{of_set}_differences", differences_markdown(of_set, rows)
         if rows := read_rows(RESULTS / f"{of_set}_latency.csv"):
             yield page, f"{of_set}_latency", tflite_latency.markdown(rows)

@@ -136,6 +136,27 @@ def test_fit_on_ones_own_data_lowers_the_loss(tiny_run, tiny_resnet, discs):
     assert history["loss"][-1] < 0.8 * history["loss"][0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fused", [{"steps_per_execution": 2}, {"jit_compile": True}])
+def test_fused_steps_train_alike(tiny_run, tiny_resnet, discs, fused):
+    _, teacher = load_parts(tiny_run, "original")
+    images = np.stack([preprocess.eval_crop(image, IMAGE_SIZE, 1.0) for image in discs])
+    batches = tf.data.Dataset.from_tensor_slices((images, np.arange(5) % 3)).batch(5).repeat(4)
+    found = []
+    for options in ({}, fused):
+        keras.utils.set_random_seed(0)
+        trainer = thumbnet_tf.build_trainer("thumbnet", tiny_run.config(), 3, teacher)
+        before = [weight.numpy() for weight in trainer.trainable_variables]
+        trainer.compile(optimizer=keras.optimizers.SGD(1e-3), **{"jit_compile": False, **options})
+        trainer.fit(batches, epochs=1, shuffle=False, verbose=0)
+        assert any(
+            np.any(weight.numpy() != old) for weight, old in zip(trainer.trainable_variables, before, strict=True)
+        )
+        found.append([weight.numpy() for weight in trainer.weights])
+    for plain, other in zip(*found, strict=True):
+        np.testing.assert_allclose(other, plain, rtol=1e-3, atol=1e-5)
+
+
 def test_images_that_are_none_are_told(tiny_run):
     model = thumbnet_tf.load(tiny_run.path)
     good = np.full((4, 4, 3), 100, np.uint8)

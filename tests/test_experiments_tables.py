@@ -145,19 +145,19 @@ def test_differences_are_taken_between_rows_of_the_same_seeds(monkeypatch):
             "row": f"ablation_32_{name}",
             "split": split,
             "seed": seed,
-            "top1": top,
+            "top1": str(float(top) * factor),
             "teacher_agreement": same,
             "val_kd": kd,
         }
         for name, seeds in of_rows.items()
         for seed, (top, same, kd) in seeds.items()
-        for split in ("test", "validation")
+        for split, factor in (("test", 1), ("validation", 2))
     ]
     assert row_tables.differences_markdown("ablation_32", rows).splitlines()[2:] == [
-        "| `bicubic` | bicubic thumbnails, CL | -2.0 | -5.0 | - | 1 |",
-        "| `bicubic_kd` | bicubic thumbnails, KD | -1.5 | -2.0 | +0.060 | 2 |",  # (-1 - 2) / 2; (0.05 + 0.07) / 2
-        "| `fm_1` | thumbnet, FM of weight 1 in place of 0.1 | -1.0 | +2.0 | +0.050 | 1 |",
-        "| `temperature_8` | thumbnet, temperature 8 in place of 4 | +2.0 | +1.0 | - | 1 |",
+        "| `bicubic` | bicubic thumbnails, CL | -2.0 | -4.0 | -5.0 | - | 1 |",
+        "| `bicubic_kd` | bicubic thumbnails, KD | -1.5 | -3.0 | -2.0 | +0.060 | 2 |",  # (-1 - 2) / 2, ...
+        "| `fm_1` | thumbnet, FM of weight 1 in place of 0.1 | -1.0 | -2.0 | +2.0 | +0.050 | 1 |",
+        "| `temperature_8` | thumbnet, temperature 8 in place of 4 | +2.0 | +4.0 | +1.0 | - | 1 |",
     ]
     assert len(row_tables.differences_markdown("ablation_32", rows[4:]).splitlines()) == 2  # no thumbnet, no rows
 
@@ -206,10 +206,11 @@ def test_frontier_shows_means_over_multiply_adds_with_e():
         common | {"row": "flowers_32_thumbnet", "seed": seed, "top1": top}
         for seed, top in (("0", "0.78"), ("4", "0.80"))
     ]
+    rows += [row | {"row": "flowers_32_original", "top1": "0.82"} for row in rows]
     rows.append(rows[0] | {"split": "validation", "top1": "0.1"})
     axes = frontier.figure("flowers", rows, {"flowers_32_thumbnet": 400_000}).axes[0]
     (bubbles,) = [each for each in axes.collections if isinstance(each, PathCollection)]
-    assert bubbles.get_offsets().tolist() == [[10.0, pytest.approx(79.0)]]
+    assert bubbles.get_offsets().tolist() == [[10.0, pytest.approx(-3.0)]]  # (0.78 + 0.80) / 2 - 0.82
     assert bubbles.get_sizes().tolist() == [400.0]
     assert axes.get_legend_handles_labels()[1][0].endswith("KD + FM + MM (seeds: flowers_32 0, 4)")
 

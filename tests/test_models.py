@@ -66,9 +66,10 @@ def test_vgg_convolutions_equal_the_reference_table(size, gmacs):
     assert costs.macs(model) == total + dense
 
 
-def test_downscaler_is_cheap_at_224_pixels():
-    thumbnail_macs = costs.macs(backbones.build("resnet18", 56, 1000))
-    macs = costs.macs(downscaler.build("learned", 224, 4))
+@pytest.mark.parametrize("size, ratio", [(224, 4), (224, 2), (128, 2), (96, 4)])
+def test_downscaler_is_cheap(size, ratio):
+    thumbnail_macs = costs.macs(backbones.build("resnet18", size // ratio, 1000))
+    macs = costs.macs(downscaler.build("learned", size, ratio))
     assert macs <= 0.12 * thumbnail_macs
     assert macs > 0
 
