@@ -22,7 +22,7 @@ from experiments.summary import RESULTS, cost, recovered, spread
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.stages import METHODS, ORIGINAL, loss_weights
 
-NARROW = "narrow_"  # rows with the narrower S begin like this in their set
+KINDS = ("narrow_", "thin_")  # rows with another S than T's network begin like one of these in their set
 OVERVIEW = (ORIGINAL, "bicubic", "bicubic_kd", "thumbnet", "narrow_thumbnet", "slim")
 
 
@@ -65,7 +65,8 @@ def markdown(of_set: str, rows: list[dict[str, str]]) -> str:
 
 def _bicubic(of_set: str, row: str) -> str:
     """Returns the row of bicubic thumbnails, measured or not, whose S and epochs are those of a row of the set."""
-    name = f"{of_set}_{NARROW if name_in_set(row).startswith(NARROW) else ''}bicubic"
+    kind = next((kind for kind in KINDS if name_in_set(row).startswith(kind)), "")
+    name = f"{of_set}_{kind}bicubic"
     epochs = config_of(row).epochs
     return name if row == teacher_row(row) or config_of(name).epochs == epochs else f"{name}_{epochs}"
 

@@ -23,12 +23,6 @@ tf.config.set_logical_device_configuration(
 gc.freeze()  # nothing of TensorFlow's modules is garbage, and searching them costs a twentieth of the time
 
 
-def pytest_sessionstart(session):
-    """Lets the default tests run graphs as they are traced: optimising one takes longer than running it a few times."""
-    if session.config.option.markexpr == "not slow":  # `pytest -m slow` optimises as users' processes do
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-
-
 # modules whose fixtures take long: each stays on one worker, so that they are set up once
 TOGETHER = (
     "test_android",

@@ -12,7 +12,7 @@ import tensorflow as tf
 from run_helpers import CLASSES, IMAGE_SIZE, RATIO, disc
 
 import thumbnet_tf
-from thumbnet_tf import preprocess, publish
+from thumbnet_tf import api, preprocess, publish
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.evaluate import load_parts
 from thumbnet_tf.predict import predict_files
@@ -96,7 +96,7 @@ def test_an_export_answers_as_its_run(tiny_run, exported, discs):
 @pytest.mark.parametrize("size", [31, 96])
 def test_the_frame_is_taken_off_again(photos, size, fraction):
     image = photos(1, size)[0]
-    framed = sys.modules["thumbnet_tf.api"].frame(size, fraction)(tf.constant(image))
+    framed = api.frame(size, fraction)(tf.constant(image))
     np.testing.assert_array_equal(preprocess.eval_crop(framed, size, fraction), image)
 
 

@@ -73,7 +73,7 @@ def test_flagfile_name():
     ("arguments", "message"),
     [
         (("--epohcs=3",), "Unknown command line flag 'epohcs'. Did you mean: epochs"),  # found by absl
-        (("--methods=bicubik",), "Received: 'bicubik'"),  # found by Config
+        pytest.param(("--methods=bicubik",), "Received: 'bicubik'", marks=pytest.mark.slow),  # found by Config
     ],
 )
 def test_a_wrong_flag_ends_with_one_line_and_code_2(arguments, message, tmp_path):
@@ -139,6 +139,7 @@ def test_help_lists_the_options(module):
     assert f"python -m thumbnet_tf.{module}" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_flagfile_that_is_no_text_is_one_line(tmp_path):
     (tmp_path / "x.flags").write_bytes(bytes(range(128, 256)))
     result = command(f"--flagfile={tmp_path}/x.flags")

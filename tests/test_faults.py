@@ -104,7 +104,6 @@ def test_a_batch_that_does_not_fit_tells_what_to_lower(config, monkeypatch):
         patch.setattr(loop, "_compiled", out_of_memory)
         with pytest.raises(UserError, match=r"original, step 0: a batch doesn't fit into memory; lower --batch_size"):
             train(config(methods=("direct",)))
-    assert train(config(methods=("direct",))).is_done("direct")
 
 
 @pytest.mark.parametrize("content", [b"no image", b"", None])
@@ -212,19 +211,18 @@ def test_evaluate_needs_a_run(tmp_path):
         RunDir.existing("")
 
 
-def test_a_mistake_before_the_first_step_can_be_corrected(config, tmp_path, folder):
+def test_a_mistake_before_the_first_step_can_be_corrected(config, direct_run, tmp_path):
     mistakes = [
-        (config(dataset="folder:nowhere"), "--dataset=folder:PATH takes an existing folder; .* Received: nowhere"),
-        (config(batch_size=999), "--batch_size must not exceed the 27 train images; lower it or add images"),
-        (config(teacher="nowhere"), "Received: nowhere, which holds no run"),
-        (config(fm_tap="stage9"), "--fm_tap must be one of stage1, stage2 for this backbone. Received: 'stage9'"),
+        ({"dataset": "folder:nowhere"}, "--dataset=folder:PATH takes an existing folder; .* Received: nowhere"),
+        ({"batch_size": 999}, "--batch_size must not exceed the 27 train images; lower it or add images"),
+        ({"teacher": "nowhere"}, "Received: nowhere, which holds no run"),
+        ({"fm_tap": "stage9"}, "--fm_tap must be one of stage1, stage2 for this backbone. Received: 'stage9'"),
     ]
     for wrong, message in mistakes:
         with pytest.raises(UserError, match=message):
-            train(wrong)
-        assert not (tmp_path / "run" / "original").exists()
-    run = train(config(methods=("direct",)))
-    assert run.is_done("direct")
+            train(config("second", **wrong))
+        assert not (tmp_path / "second" / "original").exists()
+    assert train(config("second", teacher=str(direct_run.path), methods=("direct",))).is_done("direct")
 
 
 def test_an_unknown_tap_is_told_before_anything_is_trained(config, tmp_path):
@@ -241,12 +239,13 @@ def test_a_first_start_that_died_early_can_be_repeated(config, tmp_path):
     assert train(config(methods=("direct",))).is_done("direct")
 
 
-def test_an_image_that_went_bad_is_a_change_of_data(config, folder):
-    train(config(methods=("direct",), on_bad_image="skip"))
+def test_an_image_that_went_bad_is_a_change_of_data(config, folder, direct_run):
+    options = {"teacher": str(direct_run.path), "on_bad_image": "skip"}
+    train(config("second", methods=("direct",), **options))
     path = folder / "test" / "red" / "0.png"
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(UserError, match=r"the data changed since this run started \(examples was .*\"test\": 9"):
-        train(config(methods=("direct", "bicubic"), on_bad_image="skip"))
+        train(config("second", methods=("direct", "bicubic"), **options))
 
 
 def test_a_teacher_of_other_classes_is_refused(config, folder, direct_run):
@@ -285,18 +284,19 @@ def test_a_split_without_readable_images_is_told(config, folder):
     assert sources.load(cfg).splits["test"].num_examples == 1
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.csv"])
-def test_broken_files_of_a_run_are_one_line(config, monkeypatch, name):
+def test_broken_files_of_a_run_are_one_line(config, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 3, signal.SIGINT)
         with pytest.raises(loop.Interrupted):
             train(config(methods=("direct",)))
     path = RunDir(config().run_dir).path
-    broken = path / name if name == "config.json" else path / "original" / name
-    contents = [b"\xff\xfe\x00broken\n1\n"]
-    if name == "metrics.csv":
-        contents.append((",".join(loop.COLUMNS) + "\n" + ",".join("1" for _ in (*loop.COLUMNS, "more"))).encode())
-    for content in contents:
-        broken.write_bytes(content)
+    garbage = b"\xff\xfe\x00broken\n1\n"
+    too_wide = (",".join(loop.COLUMNS) + "\n" + ",".join("1" for _ in (*loop.COLUMNS, "more"))).encode()
+    for name, content in (
+        ("original/metrics.csv", garbage),
+        ("original/metrics.csv", too_wide),
+        ("config.json", garbage),
+    ):
+        (path / name).write_bytes(content)
         with pytest.raises(UserError, match=rf"{name}.*restore it"):
             train(config(methods=("direct",)))

@@ -38,11 +38,13 @@ def inputs(models, images):
 
 @pytest.fixture(scope="module")
 def files(models, inputs):
-    return {
-        (name, variant): tflite.convert(model, name, variant, calibration=inputs[name][:24])
-        for name, model in models.items()
-        for variant in (tflite.VARIANTS if name != "classifier" else ("float32", "int8"))
-    }
+    class Files(dict):
+        def __missing__(self, key):  # made when it is asked for, for it takes seconds
+            name, variant = key
+            self[key] = tflite.convert(models[name], name, variant, calibration=inputs[name][:24])
+            return self[key]
+
+    return Files()
 
 
 @pytest.mark.parametrize(
@@ -54,9 +56,7 @@ def files(models, inputs):
     ],
 )
 def test_names_shapes_and_types_are_the_same_in_all_variants(files, name, source, result, side, output):
-    variants = [variant for model, variant in files if model == name]
-    assert len(variants) >= 2
-    for variant in variants:
+    for variant in tflite.VARIANTS if name == "thumbnet" else ("float32", "int8"):
         interpreter = Interpreter(model_content=files[name, variant])
         assert interpreter.get_signature_list() == {"serving_default": {"inputs": [source], "outputs": [result]}}
         given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
@@ -92,7 +92,15 @@ def test_int8_answers_as_keras_does(files, models, inputs, name):
     assert sure.sum() >= 24 and np.mean(scores.argmax(1)[sure] == expected.argmax(1)[sure]) >= 0.95
 
 
-@pytest.mark.parametrize(("variant", "levels"), [("float32", 1), ("float16", 1), ("dynamic", 2), ("int8", 2)])
+@pytest.mark.parametrize(
+    ("variant", "levels"),
+    [
+        ("float32", 1),
+        pytest.param("float16", 1, marks=pytest.mark.slow),
+        pytest.param("dynamic", 2, marks=pytest.mark.slow),
+        ("int8", 2),
+    ],
+)
 def test_thumbnails_are_the_same_bytes_up_to_rounding(files, models, images, variant, levels):
     expected = thumbnails(models["downscaler"], images)
     found = infer(files["downscaler", variant], images).astype(float)
@@ -145,7 +153,7 @@ def test_sizes_of_the_variants():
     assert size["int8"] <= 0.28 * size["float32"] and size["dynamic"] <= 0.28 * size["float32"]
 
 
-@pytest.mark.parametrize("variant", ["float16", "int8"])
+@pytest.mark.parametrize("variant", [pytest.param("float16", marks=pytest.mark.slow), "int8"])
 def test_same_model_same_file(files, models, inputs, variant):
     again = tflite.convert(models["thumbnet"], "thumbnet", variant, calibration=inputs["thumbnet"][:24])
     assert again == files["thumbnet", variant]

@@ -215,9 +215,9 @@ def test_two_replicas_train_and_resume(config, monkeypatch):
     assert_same(whole, state_of(train(config("parts", **values))))
 
 
-def test_skipped_images_are_listed(config, folder, caplog):
+def test_skipped_images_are_listed(config, folder, direct_run):
     (folder / "train" / "red" / "broken.png").write_bytes(b"not an image")
-    run = train(config(methods=("direct",), on_bad_image="skip"))
+    run = train(config("second", teacher=str(direct_run.path), methods=("direct",), on_bad_image="skip"))
     assert run.data_facts()["bad_images"]["train"][0][0] == "train/red/broken.png"
     assert "train/red/broken.png" in (run.path / "log.txt").read_text()
 
