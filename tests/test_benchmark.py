@@ -12,6 +12,7 @@ from thumbnet_tf import benchmark, benchmark_inference, benchmark_report, costs,
 from thumbnet_tf.config import Config, FlagError, UserError
 
 
+@pytest.mark.slow
 def test_a_run_is_measured(tiny_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         peak_memory, "measure", lambda models, batch, dtype: [800, 100, 50] if dtype == "float32" else [900, 300, 50]

@@ -163,6 +163,7 @@ def test_too_many_open_files_are_not_taken_for_too_large_a_batch():
         raise error
 
 
+@pytest.mark.slow
 def test_a_failed_checkpoint_leaves_the_last_one(config, direct_run, monkeypatch):
     whole = state_of(direct_run)
     save, saved = tf.train.CheckpointManager.save, []

@@ -212,6 +212,7 @@ def test_mistakes(trained):
         trained.finetuned("pruned", shipped=area)
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_before_it_is_used(tmp_path):
     code = """
 import os, sys

@@ -229,6 +229,7 @@ def test_names_that_are_no_utf8_are_logged(tmp_path, monkeypatch):
     assert "left out: caf\\udce9.jpg" in (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_moving_average_is_what_is_saved_and_validated(config, monkeypatch):
     momentum, weights = 0.5, []
     apply = keras.optimizers.SGD.apply_gradients

@@ -38,7 +38,9 @@ def replica_weights(method: str, cfg: Config, devices: list[str], photos) -> dic
 
 
 @pytest.mark.usefixtures("tiny_resnet")
-@pytest.mark.parametrize("method", [m if m == "thumbnet" else pytest.param(m, marks=pytest.mark.slow) for m in TRAINED])
+@pytest.mark.parametrize(
+    "method", [m if m == "supervised" else pytest.param(m, marks=pytest.mark.slow) for m in TRAINED]
+)
 def test_one_and_two_replicas_train_alike(method, photos):
     cfg = config(clip_norm=0.5)
     one = replica_weights(method, cfg, ["CPU:0"], photos)
@@ -93,8 +95,9 @@ def test_one_and_two_replicas_train_alike_by_adamw(photos):
     assert np.quantile(apart, 0.99) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_resnet")
-@pytest.mark.parametrize("clip_norm", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_overflow_on_one_replica_skips_the_step_on_all(clip_norm, photos):
     keras.config.set_dtype_policy("mixed_float16")
     cfg = config(mixed_precision="mixed_float16", clip_norm=clip_norm)
