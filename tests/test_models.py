@@ -174,6 +174,10 @@ def test_student_starts_from_the_teacher():
     compared = 0
     for layer in student.layers:
         for mine, theirs in zip(layer.get_weights(), teacher.get_layer(layer.name).get_weights(), strict=True):
+            if mine.shape != theirs.shape:  # of the last stage, what meets padding only is left out (test_trimming.py)
+                assert layer.name.startswith("stage4")
+                first = theirs.shape[0] // 2 - mine.shape[0] // 2
+                theirs = theirs[first:, first:][: mine.shape[0], : mine.shape[1]]
             np.testing.assert_array_equal(mine, theirs)
             compared += 1
     assert compared == len(teacher.weights) > 50

@@ -29,6 +29,7 @@ LAYERS = (
         "stats",
     },
     {"graph", "jpeg"},
+    {"trimming"},
     {"folding", "training_layers", "foreign"},
     {"applications", "backbones", "intake", "client_thumbnails", "frozen", "timing"},
     {"downscaler"},

@@ -5,8 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from thumbnet_tf import backbones, downscaler, graph
-from thumbnet_tf.training_layers import FusedBatchNormalization, SmallMapConv2D, for_training, plain
+from thumbnet_tf import backbones, downscaler, graph, training_layers
+from thumbnet_tf.training_layers import FusedBatchNormalization, ImageConv2D, SmallMapConv2D, for_training, plain
+
+
+@pytest.fixture(autouse=True)
+def few_channels(monkeypatch):
+    """Lets small models have what pays for many channels only."""
+    monkeypatch.setattr(training_layers, "_MANY", 5)
 
 
 def models() -> dict[str, keras.Model]:
@@ -30,6 +36,8 @@ def test_a_training_pass_equals_that_of_keras(name, batch, photos):
         found.append([outputs, *[g for g in gradients if g is not None], *[v.value for v in model.variables]])
     kinds = {type(layer) for layer in ours.layers if isinstance(layer, keras.layers.BatchNormalization)}
     assert kinds == {FusedBatchNormalization}
+    assert any(isinstance(layer, ImageConv2D) for layer in ours.layers)
+    assert any(isinstance(layer, SmallMapConv2D) for layer in ours.layers) == (name == "network")
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(tf.reduce_max(tf.abs(b))) + 1e-7)
     start = [v.numpy() for v in models()[name].non_trainable_variables]
@@ -81,19 +89,35 @@ SHAPES = [
 ]
 
 
+IMAGES = [
+    ((8, 8), 7, 2, "same"),
+    ((8, 12), 7, 4, "same"),
+    ((6, 4), 3, 2, "same"),
+    ((4, 4), (2, 5), 2, "same"),
+    ((9, 6), (4, 3), 3, "same"),
+    ((64, 64), 11, 4, "same"),
+]
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("use_bias", [True, False])
-@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), SHAPES)
-def test_a_convolution_of_small_maps_equals_that_of_keras(size, kernel, stride, padding, use_bias, batch):
-    image = keras.Input((*size, 5))
+@pytest.mark.parametrize(
+    ("kind", "channels", "shape"),
+    [*((SmallMapConv2D, 5, shape) for shape in SHAPES), *((ImageConv2D, 3, shape) for shape in IMAGES)],
+)
+def test_a_convolution_equals_that_of_keras(kind, channels, shape, use_bias, batch, monkeypatch):
+    size, kernel, stride, padding = shape
+    if kind is ImageConv2D:
+        monkeypatch.setattr(training_layers, "_MANY", 2**15)
+    image = keras.Input((*size, channels))
     layer = keras.layers.Conv2D(6, kernel, stride, padding=padding, use_bias=use_bias, activation="tanh", name="conv")
     theirs = keras.Model(image, layer(image))
     random = np.random.default_rng(0)
     for variable in theirs.variables:
         variable.assign(random.normal(0, 0.3, variable.shape))
     ours = for_training(theirs)
-    assert type(ours.get_layer("conv")) is SmallMapConv2D
-    maps = tf.constant(random.normal(size=(batch, *size, 5)), tf.float32)
+    assert type(ours.get_layer("conv")) is kind
+    maps = tf.constant(random.normal(size=(batch, *size, channels)), tf.float32)
     upstream = tf.constant(random.normal(size=(batch, *theirs.output.shape[1:])), tf.float32)
     found = []
     for model in (ours, theirs):
@@ -107,16 +131,18 @@ def test_a_convolution_of_small_maps_equals_that_of_keras(size, kernel, stride, 
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_convolution_of_small_maps_in_half_precision_and_a_graph_of_any_batch():
+@pytest.mark.parametrize(("kind", "size", "channels"), [(SmallMapConv2D, 3, 8), (ImageConv2D, 12, 3)])
+def test_a_convolution_in_half_precision_and_a_graph_of_any_batch(kind, size, channels):
     with graph.precision("mixed_bfloat16"):
-        image = keras.Input((3, 3, 8))
+        image = keras.Input((size, size, channels))
         theirs = keras.Model(image, keras.layers.Conv2D(8, 3, 2, padding="same", use_bias=False)(image))
     ours = for_training(theirs)
-    maps = np.random.default_rng(0).normal(size=(5, 3, 3, 8)).astype(np.float32)
+    assert type(ours.layers[-1]) is kind
+    maps = np.random.default_rng(0).normal(size=(5, size, size, channels)).astype(np.float32)
     found = []
     for model in (ours, theirs):
 
-        @tf.function(input_signature=[tf.TensorSpec((None, 3, 3, 8))])
+        @tf.function(input_signature=[tf.TensorSpec((None, size, size, channels))])
         def gradients(maps, model=model):
             with tf.GradientTape() as tape:
                 tape.watch(maps)
@@ -132,26 +158,34 @@ def test_a_convolution_of_small_maps_in_half_precision_and_a_graph_of_any_batch(
         assert np.abs(a - b).max() < 0.02 * np.abs(b).max()  # bfloat16 has 8 bits
 
 
-def test_images_of_unknown_size_are_convolved_by_keras():
-    image = keras.Input((4, 4, 3))
-    theirs = keras.Model(image, keras.layers.Conv2D(4, 3, padding="same")(image))
+@pytest.mark.parametrize(("kind", "size", "stride"), [(SmallMapConv2D, 4, 1), (ImageConv2D, 12, 2)])
+def test_images_of_unknown_size_are_convolved_by_keras(kind, size, stride):
+    image = keras.Input((size, size, 3))
+    theirs = keras.Model(image, keras.layers.Conv2D(4, 3, stride, padding="same")(image))
     ours = for_training(theirs)
-    maps = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
+    assert type(ours.layers[-1]) is kind
+    maps = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
     found = tf.function(ours.layers[-1], input_signature=[tf.TensorSpec((None, None, None, 3))])(maps)
     np.testing.assert_allclose(found, theirs(maps), rtol=1e-4, atol=1e-5)
     image = keras.Input((None, None, 3))
-    anysize = for_training(keras.Model(image, keras.layers.Conv2D(4, 3, padding="same")(image)))
+    anysize = for_training(keras.Model(image, keras.layers.Conv2D(4, 3, stride, padding="same")(image)))
     assert type(anysize.layers[-1]) is keras.layers.Conv2D
 
 
 def test_other_convolutions_stay_those_of_keras():
-    image = keras.Input((20, 20, 4))
-    x = keras.layers.Conv2D(4, 3, name="large_map")(image)
-    x = keras.layers.Conv2D(4, 3, 3, padding="same", name="still_large")(x)
-    x = keras.layers.Conv2D(4, 3, 2, name="small_map")(keras.layers.ZeroPadding2D(2)(x))
+    image = keras.Input((20, 20, 3))
+    x = keras.layers.Conv2D(4, 3, 2, name="image_unpadded")(image)
+    x = keras.layers.Conv2D(4, 3, 2, padding="same", name="image_of_odd_size")(x)
+    x = keras.layers.Conv2D(4, 3, (1, 2), padding="same", name="unequal_strides")(keras.layers.ZeroPadding2D(5)(x))
+    x = keras.layers.ZeroPadding2D(((0, 1), (1, 1)))(x)
+    x = keras.layers.Conv2D(6, 2, 3, padding="same", name="gaps")(x)
+    x = keras.layers.Conv2D(4, 3, 1, padding="same", name="many_channels")(x)
+    x = keras.layers.Conv2D(4, 2, 2, name="small_map")(x)
     x = keras.layers.Conv2D(4, 5, padding="same", name="large_kernel")(x)
     x = keras.layers.Conv2D(4, 1, name="one_by_one")(x)
     x = keras.layers.Conv2D(4, 3, dilation_rate=2, padding="same", name="dilated")(x)
     x = keras.layers.Conv2D(4, 3, groups=2, padding="same", name="grouped")(x)
+    x = keras.layers.Conv2D(1, 3, padding="same", name="few_channels")(x)
     model = for_training(keras.Model(image, keras.layers.DepthwiseConv2D(1, name="depthwise")(x)))
-    assert [layer.name for layer in model.layers if isinstance(layer, SmallMapConv2D)] == ["small_map"]
+    kinds = {layer.name: type(layer) for layer in model.layers if isinstance(layer, (SmallMapConv2D, ImageConv2D))}
+    assert kinds == {"small_map": SmallMapConv2D}

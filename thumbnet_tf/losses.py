@@ -74,14 +74,12 @@ def moment_matching(images: tf.Tensor, thumbnails: tf.Tensor, std_weight: float 
 
 
 def _moments(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the mean and standard deviation of each channel, `(B, 3)` each, of images scaled to [0, 1].
+    """Returns the mean and standard deviation of each channel, `(B, 3)` each, in units of a pixel range of [0, 1].
 
     First those of each column, then of all: sums along the columns run over whole rows of memory, several times faster
     than sums over three colours at a time.
     """
-    _, height, width, channels = images.shape
-    rows = tf.reshape(tf.cast(images, tf.float32) / 255.0, (-1, height, width * channels))
-    mean, variance = (tf.reshape(moment, (-1, width, channels)) for moment in tf.nn.moments(rows, axes=[1]))
+    mean, variance = tf.nn.moments(tf.cast(images, tf.float32), axes=[1])
     mean, between = tf.nn.moments(mean, axes=[1])  # the variance is that within the columns and that between them
-    variance = tf.reduce_mean(variance, axis=1) + between
-    return mean, tf.sqrt(variance + 1e-8)  # the constant keeps the gradient finite on a flat image
+    variance = (tf.reduce_mean(variance, axis=1) + between) / 255.0**2
+    return mean / 255.0, tf.sqrt(variance + 1e-8)  # the constant keeps the gradient finite on a flat image

@@ -12,7 +12,7 @@ class AdamW(keras.optimizers.AdamW):
     """Keras' AdamW, computed by TensorFlow's own kernel, which reads and writes each weight once.
 
     The same formula: m and v are the running means of g and g^2, and
-    w -= rate sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + epsilon), after the decoupled weight decay.
+    w -= rate sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + epsilon), after w *= 1 - rate decay, where weights decay.
     """
 
     def begin_late(self, variables: Collection[keras.Variable], steps: int) -> None:
@@ -24,6 +24,8 @@ class AdamW(keras.optimizers.AdamW):
         self._late = {self._var_key(variable): steps for variable in variables}
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        if self._use_weight_decay(variable):
+            variable.assign(variable * tf.cast(1 - learning_rate * self.weight_decay, variable.dtype))
         index = self._get_variable_index(variable)
         late = getattr(self, "_late", {}).get(self._var_key(variable), 0)
         step = tf.cast(tf.maximum(self.iterations.value + 1 - late, 1), tf.float32)
@@ -39,6 +41,9 @@ class AdamW(keras.optimizers.AdamW):
             epsilon=self.epsilon,
             grad=tf.cast(gradient, tf.float32),
         )
+
+    def _apply_weight_decay(self, variables: list[keras.Variable]) -> None:
+        """Leaves the decay to `update_step`, where it is one product; here Keras goes over each weight three times."""
 
 
 def build_optimizer(

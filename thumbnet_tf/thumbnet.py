@@ -11,6 +11,7 @@ from keras import layers
 from thumbnet_tf import applications, backbones, downscaler, foreign, graph, stages
 from thumbnet_tf.config import APPLICATIONS, AUTO, Config, FlagError, UserError
 from thumbnet_tf.graph import precision
+from thumbnet_tf.trimming import trim
 
 
 def build_teacher(cfg: Config, num_classes: int, *, synchronized: bool = False, initial: bool = False) -> keras.Model:
@@ -41,6 +42,8 @@ def build_teacher(cfg: Config, num_classes: int, *, synchronized: bool = False, 
 def build_student(cfg: Config, teacher: keras.Model, *, synchronized: bool = False) -> tuple[keras.Model, list[str]]:
     """Builds S: T's own graph on the thumbnail, started from T's weights, or a variant of T that the options ask for.
 
+    Weights that meet nothing but padding at the thumbnail's size are left out (see `trimming`).
+
     Args:
         cfg: the configuration; a variant of T is built by its backbone and width, which T must have been built by.
         teacher: T.
@@ -69,7 +72,8 @@ def build_student(cfg: Config, teacher: keras.Model, *, synchronized: bool = Fal
     else:
         thumbnail = keras.Input((cfg.thumbnail_size, cfg.thumbnail_size, 3), name="image")
         student = keras.Model(thumbnail, graph.lay(teacher, thumbnail, synchronized=synchronized), name=teacher.name)
-    return student, copy_weights(teacher, student)
+    anew = copy_weights(teacher, student)
+    return trim(student), anew
 
 
 def fm_tap(cfg: Config, teacher: keras.Model) -> str:

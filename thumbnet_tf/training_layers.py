@@ -2,24 +2,26 @@
 
 * Batch normalisation by TensorFlow's fused kernel: Keras computes moments and the normalisation by separate operators,
   whose gradients go over every map again and again.
-* Convolutions of the small maps behind a thumbnail: on a CPU, oneDNN is slow in the kernel's gradient there, and
-  convolves the padding around a single position, too.
+* Convolutions of many channels on the small maps behind a thumbnail: on a CPU, oneDNN rearranges the whole kernel in
+  each step, which takes longer than the convolution itself, and convolves the padding, too.
+* Strided convolutions of an image, such as a network's first: on a CPU, oneDNN is slow in the gradient that goes to the
+  three channels of the thumbnail, and so to E.
 
 Models are trained with these layers and saved with Keras' own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 from keras import layers
 
 from thumbnet_tf.graph import copied
+from thumbnet_tf.trimming import Positions, positions
 
 _SMALL = 4  # side of the largest map, and side of the largest kernel, that `SmallMapConv2D` is for
-
-# for each position along one axis of a kernel, the outputs that meet inputs there, and the inputs; None: only padding
-Positions = list[tuple[slice, slice] | None]
+_MANY = 2**15  # and the fewest pairs of an input and an output channel
+_FEW = 4  # most channels of what `ImageConv2D` is for
 
 
 class FusedBatchNormalization(layers.BatchNormalization):
@@ -45,95 +47,157 @@ class FusedBatchNormalization(layers.BatchNormalization):
 
 
 class SmallMapConv2D(layers.Conv2D):
-    """Keras' convolution for small maps: the kernel's gradient is a matrix product for each position in the kernel."""
+    """Keras' convolution for small maps: a matrix product for each position in the kernel, none of the padding."""
 
     def convolution_op(self, inputs: tf.Tensor, kernel: keras.Variable) -> tf.Tensor:
         if None in inputs.shape[1:3]:
             return super().convolution_op(inputs, kernel)
-        kernel = tf.convert_to_tensor(kernel)
         sizes = zip(inputs.shape[1:3], self.kernel_size, self.strides, strict=True)
-        rows, columns = (_positions(*each, same=self.padding == "same") for each in sizes)
-        if self.compute_output_shape(inputs.shape)[1:3] == (1, 1):
-            return _product(inputs, kernel, rows, columns)
-        return _convolution(inputs, kernel, rows, columns, self.strides, self.padding.upper())
-
-
-def _positions(size: int, kernel: int, stride: int, *, same: bool) -> Positions:
-    """Returns where along one axis, of `size` inputs, each position of a kernel meets them."""
-    outputs = -(-size // stride) if same else (size - kernel) // stride + 1
-    before = max((outputs - 1) * stride + kernel - size, 0) // 2 if same else 0  # padding, as TensorFlow splits it
-    found = []
-    for position in range(kernel):
-        shift = position - before
-        first, last = max(0, -(shift // stride)), min(outputs - 1, (size - 1 - shift) // stride)
-        met = slice(first, last + 1), slice(first * stride + shift, last * stride + shift + 1, stride)
-        found.append(met if first <= last else None)
-    return found
-
-
-def _product(inputs: tf.Tensor, kernel: tf.Tensor, rows: Positions, columns: Positions) -> tf.Tensor:
-    """Convolves to a single position: one matrix product of what isn't padding."""
-    (x_rows, k_rows), (x_columns, k_columns) = _span(rows), _span(columns)
-    seen, kernel = inputs[:, x_rows, x_columns], kernel[k_rows, k_columns]
-    filters = kernel.shape[-1]
-    flat = tf.matmul(tf.reshape(seen, (-1, kernel.shape.num_elements() // filters)), tf.reshape(kernel, (-1, filters)))
-    return flat[:, None, None]
-
-
-def _span(positions: Positions) -> tuple[slice, slice]:
-    """Returns the inputs that one output meets, and where they meet the kernel."""
-    used = [index for index, met in enumerate(positions) if met]
-    start, stop = positions[used[0]][1].start, positions[used[-1]][1].stop
-    return slice(start, stop), slice(used[0], used[-1] + 1)
+        rows, columns = (positions(*each, same=self.padding == "same") for each in sizes)
+        return _convolution(inputs, tf.convert_to_tensor(kernel), rows, columns, self.strides, self.padding.upper())
 
 
 def _convolution(
     inputs: tf.Tensor, kernel: tf.Tensor, rows: Positions, columns: Positions, strides: tuple[int, int], padding: str
 ) -> tf.Tensor:
+    channels, filters = kernel.shape[2:]
+    # outputs and inputs that meet at each position of the kernel, rows and columns of both; None: only padding
+    taps = [row and column and (row[0], column[0], row[1], column[1]) for row in rows for column in columns]
+    sides = [max(met[0].stop for met in axis if met) for axis in (rows, columns)]
+    # whether the inputs of each position lie side by side, so that their gradients can be laid among zeros
+    dense = all(met is None or met[1].step == 1 or met[1].stop - met[1].start == 1 for met in (*rows, *columns))
+
     @tf.custom_gradient
     def convolve(x: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        settings = {"strides": [1, *strides, 1], "padding": padding}
+        matrices = tf.unstack(tf.reshape(weights, (-1, channels, filters)))
+        met = [(*tap, matrix) for tap, matrix in zip(taps, matrices, strict=True) if tap]
 
         def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            to_inputs = tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=tf.shape(x), filter=weights, out_backprop=upstream, **settings
-            )
-            channels, filters = weights.shape[2:]
-            products = [
-                tf.zeros((channels, filters), weights.dtype)
-                if row is None or column is None
-                else tf.matmul(
-                    tf.reshape(x[:, row[1], column[1]], (-1, channels)),
-                    tf.reshape(upstream[:, row[0], column[0]], (-1, filters)),
-                    transpose_a=True,
-                )
-                for row in rows
-                for column in columns
+            to_weights = [
+                tf.matmul(_flat(x[:, tap[2], tap[3]]), _flat(upstream[:, tap[0], tap[1]]), transpose_a=True)
+                if tap
+                else tf.zeros((channels, filters), weights.dtype)
+                for tap in taps
             ]
-            return to_inputs, tf.reshape(tf.stack(products), weights.shape)
+            if dense:
+                to_inputs = tf.add_n(
+                    [
+                        _laid(_times(upstream[:, up, left], matrix, transposed=True), below, right, x.shape[1:3])
+                        for up, left, below, right, matrix in met
+                    ]
+                )
+            else:
+                to_inputs = tf.raw_ops.Conv2DBackpropInput(
+                    input_sizes=tf.shape(x),
+                    filter=weights,
+                    out_backprop=upstream,
+                    strides=[1, *strides, 1],
+                    padding=padding,
+                )
+            return to_inputs, tf.reshape(tf.stack(to_weights), weights.shape)
 
-        return tf.nn.conv2d(x, weights, **settings), gradients
+        outputs = [_laid(_times(x[:, below, right], matrix), up, left, sides) for up, left, below, right, matrix in met]
+        return tf.add_n(outputs), gradients
 
     return convolve(inputs, kernel)
 
 
+def _flat(maps: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(maps, (-1, maps.shape[-1]))
+
+
+def _times(maps: tf.Tensor, matrix: tf.Tensor, *, transposed: bool = False) -> tf.Tensor:
+    """Returns maps whose channels are multiplied by a matrix at each point."""
+    product = tf.matmul(_flat(maps), matrix, transpose_b=transposed)
+    return tf.reshape(product, (-1, *maps.shape[1:3], product.shape[-1]))
+
+
+def _laid(maps: tf.Tensor, rows: slice, columns: slice, sides: Sequence[int]) -> tf.Tensor:
+    """Returns maps laid into some rows and columns of larger ones of zeros."""
+    if (rows.stop - rows.start, columns.stop - columns.start) == tuple(sides):
+        return maps
+    around = [
+        (place.start, side - place.start - length)
+        for place, side, length in zip((rows, columns), sides, maps.shape[1:3], strict=True)
+    ]
+    return tf.pad(maps, [(0, 0), *around, (0, 0)])
+
+
+class ImageConv2D(layers.Conv2D):
+    """Keras' strided convolution of few channels, whose gradient to its inputs is that of one without stride.
+
+    Stride s over an image is no stride over its s x s blocks, laid into channels: then there are enough of them.
+    """
+
+    def convolution_op(self, inputs: tf.Tensor, kernel: keras.Variable) -> tf.Tensor:
+        height, width = inputs.shape[1:3]
+        if height is None or width is None:
+            return super().convolution_op(inputs, kernel)
+        stride = self.strides[0]
+        plan = [_in_blocks(kernel_side, stride) for kernel_side in self.kernel_size]
+        settings = {"strides": [1, stride, stride, 1], "padding": "SAME"}
+
+        @tf.custom_gradient
+        def convolve(x: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+            channels, filters = weights.shape[2:]
+
+            def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                around, blocks, before = zip(*plan, strict=True)
+                by_block = tf.reshape(
+                    tf.pad(weights, [*around, (0, 0), (0, 0)]),
+                    (blocks[0], stride, blocks[1], stride, channels, filters),
+                )
+                of_blocks = tf.raw_ops.Conv2DBackpropInput(
+                    input_sizes=[tf.shape(x)[0], height // stride, width // stride, channels * stride**2],
+                    filter=tf.reshape(tf.transpose(by_block, (0, 2, 1, 3, 4, 5)), (*blocks, -1, filters)),
+                    out_backprop=upstream,
+                    strides=[1, 1, 1, 1],
+                    padding="EXPLICIT",
+                    explicit_paddings=[
+                        0,
+                        0,
+                        *(side for b, k in zip(before, blocks, strict=True) for side in (b, k - 1 - b)),
+                        0,
+                        0,
+                    ],
+                )
+                to_weights = tf.raw_ops.Conv2DBackpropFilter(
+                    input=x, filter_sizes=tf.shape(weights), out_backprop=upstream, **settings
+                )
+                return tf.nn.depth_to_space(of_blocks, stride), to_weights
+
+            return tf.nn.conv2d(x, weights, **settings), gradients
+
+        return convolve(inputs, tf.convert_to_tensor(kernel))
+
+
+def _in_blocks(kernel: int, stride: int) -> tuple[tuple[int, int], int, int]:
+    """Returns how a kernel is padded to whole blocks along one axis, their number, and that before the map."""
+    before = (kernel - stride) // 2  # padding in front of an image of whole blocks, as TensorFlow splits it
+    front = -before % stride
+    blocks = -(-(front + kernel) // stride)
+    return (front, blocks * stride - front - kernel), blocks, (before + front) // stride
+
+
 def for_training(model: keras.Model) -> keras.Model:
     """Returns a copy of a flat model, with its weights, of the layers above wherever they can stand in for Keras'."""
-    kinds = {layers.BatchNormalization: FusedBatchNormalization}
-    if not tf.config.list_physical_devices("GPU"):
-        kinds[layers.Conv2D] = SmallMapConv2D
-    return _with(model, kinds)
+    return _with(model, _faster)
 
 
 def plain(model: keras.Model) -> keras.Model:
     """Returns a copy of a flat model, with its weights, of Keras' own layers."""
-    return _with(model, {FusedBatchNormalization: layers.BatchNormalization, SmallMapConv2D: layers.Conv2D})
+    own = {
+        FusedBatchNormalization: layers.BatchNormalization,
+        SmallMapConv2D: layers.Conv2D,
+        ImageConv2D: layers.Conv2D,
+    }
+    return _with(model, lambda layer: own.get(type(layer)))
 
 
-def _with(model: keras.Model, kinds: dict[type[layers.Layer], type[layers.Layer]]) -> keras.Model:
+def _with(model: keras.Model, choose: Callable[[layers.Layer], type[layers.Layer] | None]) -> keras.Model:
     def copy(layer: layers.Layer) -> layers.Layer:
-        kind = kinds.get(type(layer))
-        return kind.from_config(layer.get_config()) if kind and _fits(layer) else copied(layer)
+        kind = choose(layer)
+        return kind.from_config(layer.get_config()) if kind else copied(layer)
 
     result = keras.models.clone_model(model, clone_function=copy)
     for ours, theirs in zip(result.layers, model.layers, strict=True):
@@ -141,11 +205,19 @@ def _with(model: keras.Model, kinds: dict[type[layers.Layer], type[layers.Layer]
     return result
 
 
-def _fits(layer: layers.BatchNormalization | layers.Conv2D) -> bool:
-    if len(layer.input.shape) != 4:  # the fused kernel takes maps
-        return False
-    if isinstance(layer, layers.BatchNormalization):
-        return layer.scale and layer.center and layer.axis in (-1, 3) and not getattr(layer, "renorm", False)
+def _faster(layer: layers.Layer) -> type[layers.Layer] | None:
+    """Returns the layer that can stand in for one of Keras' in training, if any."""
+    if type(layer) is layers.BatchNormalization and len(layer.input.shape) == 4:  # the fused kernel takes maps
+        usual = layer.scale and layer.center and layer.axis in (-1, 3) and not getattr(layer, "renorm", False)
+        return FusedBatchNormalization if usual else None
+    if type(layer) is not layers.Conv2D or tf.config.list_physical_devices("GPU"):
+        return None
+    sides, kernel, strides = layer.input.shape[1:3], layer.kernel_size, layer.strides
     usual = layer.data_format == "channels_last" and layer.groups == 1 and tuple(layer.dilation_rate) == (1, 1)
-    sides = (*layer.output.shape[1:3], *layer.kernel_size)
-    return usual and None not in sides and max(sides) <= _SMALL and max(layer.kernel_size) > 1
+    if not usual or None in sides or max(kernel) == 1:
+        return None
+    channels = layer.input.shape[-1]
+    if max(*layer.output.shape[1:3], *kernel) <= _SMALL and channels * layer.filters >= _MANY:
+        return SmallMapConv2D
+    whole = strides[0] == strides[1] > 1 and layer.padding == "same" and not any(side % strides[0] for side in sides)
+    return ImageConv2D if whole and channels <= _FEW and min(kernel) >= strides[0] else None

@@ -1,0 +1,93 @@
+"""Counts multiply-adds and weights in experiments/results anew: they hang on how the models are built, not on training.
+
+  python -m experiments.recount
+
+For CSVs of older runs, where a later version leaves out weights that change nothing. Builds T, E and S of each row by
+its flagfile, with random weights and as many classes as T's own row tells; accuracies stay as they were measured.
+"""
+
+import pathlib
+import sys
+
+from absl import flags as absl_flags
+
+from experiments import run
+from experiments.summary import RESULTS
+from thumbnet_tf import backbones, costs, flags, thumbnet
+from thumbnet_tf.config import Config, UserError
+from thumbnet_tf.csv_files import read_rows, write_rows
+from thumbnet_tf.stages import METHODS, ORIGINAL
+
+SETS = ("flowers_32", "flowers_64", "hard_24", "plant_32", "plant_56", "plant_64", "ablation_32")
+RUNS = ("quickstart", "flowers_quick")  # one flagfile, several methods
+
+
+def counted(cfg: Config, method: str, classes: int) -> dict[str, int]:
+    """Returns what a row of a CSV says of the models: multiply-adds of the network and of E, and trainable weights."""
+    teacher = thumbnet.build_teacher(cfg, classes)
+    small, network = None, teacher
+    if method != ORIGINAL:
+        kind = METHODS[method].downscaler
+        if kind == "none":
+            network = backbones.build(cfg.backbone, cfg.image_size, classes, cfg.slim_width)
+        else:
+            small = thumbnet.build_downscaler(cfg, kind)
+            network, _ = thumbnet.build_student(cfg if METHODS[method].losses else thumbnet.as_teacher(cfg), teacher)
+    return {
+        "macs": costs.macs(network),
+        "macs_downscaler": 0 if small is None else costs.macs(small),
+        "params": sum(costs.parameters(model) for model in (small, network) if model is not None),
+    }
+
+
+def classes_of(cfg: Config, macs: int) -> int:
+    """Returns the number of classes with which T has so many multiply-adds."""
+    two, three = (costs.macs(thumbnet.build_teacher(cfg, classes)) for classes in (2, 3))
+    classes, rest = divmod(macs - two, three - two)
+    if rest or classes < 0:
+        raise UserError(f"T's own row must be of the T that its flagfile describes. Received: {macs} multiply-adds")
+    return 2 + classes
+
+
+def recount(path: pathlib.Path) -> None:
+    """Writes a CSV anew, of rows or of runs by one flagfile, with what its models count now."""
+    rows, found = read_rows(path), {}
+    for each in rows:
+        name, method = each.get("row", path.stem), each["method"]
+        if (name, method) not in found:
+            cfg, teacher = configured(name)
+            source = path if "row" not in each else RESULTS / f"{run.set_of(teacher)}.csv"
+            own = next(row for row in read_rows(source) if (row.get("row", name), row["method"]) == (teacher, ORIGINAL))
+            found[name, method] = counted(cfg, method, classes_of(cfg, int(own["macs"])))
+        now = {key: str(value) for key, value in found[name, method].items()}
+        if any(each[key] != value for key, value in now.items()):
+            print(
+                name, *(each[key] for key in ("seed", "split")), {key: (each[key], now[key]) for key in now}, flush=True
+            )
+        each |= now
+    write_rows(path, list(rows[0]), rows)
+
+
+def configured(name: str) -> tuple[Config, str]:
+    """Returns the configuration of a row, or of a flagfile of experiments, and the name under which its T stands."""
+    if (run.ROWS / f"{name}.flags").exists():
+        return run.config_of(name).resolved(), run.teacher_row(name)
+    values = absl_flags.FlagValues()
+    absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
+    flags.define(Config, flag_values=values)
+    arguments = values(["recount", f"--flagfile=experiments/{name}.flags"])[1:]
+    return flags.parsed(Config, arguments, flag_values=values).resolved(), name
+
+
+def main(arguments: list[str]) -> int:
+    """Counts and writes; returns the exit code."""
+    if arguments:
+        print(__doc__)
+        return 2
+    for name in (*SETS, *RUNS):
+        recount(RESULTS / f"{name}.csv")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
