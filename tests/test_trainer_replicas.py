@@ -95,6 +95,26 @@ def test_one_and_two_replicas_train_alike_by_adamw(photos):
     assert np.quantile(apart, 0.99) < 1e-5
 
 
+@pytest.mark.usefixtures("tiny_resnet")
+@pytest.mark.parametrize(("policy", "devices"), [("float32", 2), ("mixed_float16", 1)])
+def test_weights_decay_once_a_step(policy, devices):
+    keras.config.set_dtype_policy(policy)
+    strategy = mirrored([f"CPU:{number}" for number in range(devices)])
+    with strategy.scope():
+        trainer = make_trainer(
+            "bicubic",
+            config(optimizer="adamw", weight_decay=0.1, learning_rate=0.5, mixed_precision=policy),
+            steps=10**6,
+        )
+        variables = trainer.trainable_variables
+        trainer.optimizer.build(variables)
+    before = {variable.path: variable.numpy() for variable in variables}
+    strategy.run(lambda: trainer.optimizer.apply([tf.zeros(v.shape) for v in variables], variables))
+    for variable in variables:
+        factor = 1 - 0.5 * 0.1 if variable.path.endswith("kernel") else 1.0  # a zero gradient: only decay moves
+        np.testing.assert_allclose(variable.numpy(), factor * before[variable.path], rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_resnet")
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])

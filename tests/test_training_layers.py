@@ -132,8 +132,9 @@ def test_a_convolution_equals_that_of_keras(kind, channels, shape, use_bias, bat
 
 
 @pytest.mark.parametrize(("kind", "size", "channels"), [(SmallMapConv2D, 3, 8), (ImageConv2D, 12, 3)])
-def test_a_convolution_in_half_precision_and_a_graph_of_any_batch(kind, size, channels):
-    with graph.precision("mixed_bfloat16"):
+@pytest.mark.parametrize("half", [tf.bfloat16, tf.float16])
+def test_a_convolution_in_half_precision_and_a_graph_of_any_batch(kind, size, channels, half):
+    with graph.precision(f"mixed_{half.name}"):
         image = keras.Input((size, size, channels))
         theirs = keras.Model(image, keras.layers.Conv2D(8, 3, 2, padding="same", use_bias=False)(image))
     ours = for_training(theirs)
@@ -152,7 +153,7 @@ def test_a_convolution_in_half_precision_and_a_graph_of_any_batch(kind, size, ch
 
         found.append(tf.nest.flatten(gradients(maps)))
     assert [each.dtype for each in found[0]] == [each.dtype for each in found[1]]
-    assert found[0][0].dtype == tf.bfloat16 and found[0][2].dtype == tf.float32
+    assert found[0][0].dtype == half and found[0][2].dtype == tf.float32
     for a, b in zip(*found, strict=True):
         a, b = tf.cast(a, tf.float32), tf.cast(b, tf.float32)
         assert np.abs(a - b).max() < 0.02 * np.abs(b).max()  # bfloat16 has 8 bits
@@ -176,11 +177,13 @@ def test_other_convolutions_stay_those_of_keras():
     image = keras.Input((20, 20, 3))
     x = keras.layers.Conv2D(4, 3, 2, name="image_unpadded")(image)
     x = keras.layers.Conv2D(4, 3, 2, padding="same", name="image_of_odd_size")(x)
-    x = keras.layers.Conv2D(4, 3, (1, 2), padding="same", name="unequal_strides")(keras.layers.ZeroPadding2D(5)(x))
-    x = keras.layers.ZeroPadding2D(((0, 1), (1, 1)))(x)
-    x = keras.layers.Conv2D(6, 2, 3, padding="same", name="gaps")(x)
-    x = keras.layers.Conv2D(4, 3, 1, padding="same", name="many_channels")(x)
-    x = keras.layers.Conv2D(4, 2, 2, name="small_map")(x)
+    x = keras.layers.ZeroPadding2D(10)(x)  # 5 x 5 to 25 x 25
+    x = keras.layers.Conv2D(6, 3, padding="same", name="no_stride")(x)
+    x = keras.layers.Conv2D(4, 5, 5, padding="same", name="many_channels")(x)
+    x = keras.layers.ZeroPadding2D(((9, 10), (9, 10)))(x)  # 5 x 5 to 24 x 24
+    x = keras.layers.Conv2D(4, 3, (2, 1), padding="same", name="unequal_strides")(x)
+    x = keras.layers.Conv2D(4, 2, 3, padding="same", name="gaps")(x)  # 12 x 24 to 4 x 8
+    x = keras.layers.Conv2D(4, 3, 2, name="small_map")(x)
     x = keras.layers.Conv2D(4, 5, padding="same", name="large_kernel")(x)
     x = keras.layers.Conv2D(4, 1, name="one_by_one")(x)
     x = keras.layers.Conv2D(4, 3, dilation_rate=2, padding="same", name="dilated")(x)

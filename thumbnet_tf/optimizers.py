@@ -24,7 +24,7 @@ class AdamW(keras.optimizers.AdamW):
         self._late = {self._var_key(variable): steps for variable in variables}
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
-        if self._use_weight_decay(variable):
+        if self.weight_decay and self._use_weight_decay(variable):
             variable.assign(variable * tf.cast(1 - learning_rate * self.weight_decay, variable.dtype))
         index = self._get_variable_index(variable)
         late = getattr(self, "_late", {}).get(self._var_key(variable), 0)

@@ -42,7 +42,7 @@ def build_teacher(cfg: Config, num_classes: int, *, synchronized: bool = False, 
 def build_student(cfg: Config, teacher: keras.Model, *, synchronized: bool = False) -> tuple[keras.Model, list[str]]:
     """Builds S: T's own graph on the thumbnail, started from T's weights, or a variant of T that the options ask for.
 
-    Weights that meet nothing but padding at the thumbnail's size are left out (see `trimming`).
+    Weights of its convolutions that meet nothing but padding at the thumbnail's size are left out (see `trimming`).
 
     Args:
         cfg: the configuration; a variant of T is built by its backbone and width, which T must have been built by.

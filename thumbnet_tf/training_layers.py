@@ -19,9 +19,10 @@ from keras import layers
 from thumbnet_tf.graph import copied
 from thumbnet_tf.trimming import Positions, positions
 
-_SMALL = 4  # side of the largest map, and side of the largest kernel, that `SmallMapConv2D` is for
-_MANY = 2**15  # and the fewest pairs of an input and an output channel
-_FEW = 4  # most channels of what `ImageConv2D` is for
+# what `SmallMapConv2D` is for: sides of the kernel and of the map that it makes, and pairs of input and output channels
+_SMALL = 4
+_MANY = 2**15
+_FEW = 4  # channels of what `ImageConv2D` is for
 
 
 class FusedBatchNormalization(layers.BatchNormalization):
@@ -47,7 +48,10 @@ class FusedBatchNormalization(layers.BatchNormalization):
 
 
 class SmallMapConv2D(layers.Conv2D):
-    """Keras' convolution for small maps: a matrix product for each position in the kernel, none of the padding."""
+    """Keras' convolution for small maps: a matrix product for each position in the kernel, none of the padding.
+
+    In half precision the products are rounded before they are added up, which Keras' own aren't.
+    """
 
     def convolution_op(self, inputs: tf.Tensor, kernel: keras.Variable) -> tf.Tensor:
         if None in inputs.shape[1:3]:
@@ -73,6 +77,7 @@ def _convolution(
         met = [(*tap, matrix) for tap, matrix in zip(taps, matrices, strict=True) if tap]
 
         def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            upstream = tf.ensure_shape(upstream, (None, *sides, filters))
             to_weights = [
                 tf.matmul(_flat(x[:, tap[2], tap[3]]), _flat(upstream[:, tap[0], tap[1]]), transpose_a=True)
                 if tap
