@@ -28,6 +28,8 @@ class Aim:
 
 AIMS = (
     Aim("flowers_64", "thumbnet", "bicubic", 0.95, share=True),
+    Aim("flowers_64", "narrow_thumbnet", "bicubic", 0.95, share=True),
+    Aim("flowers_64", "narrow_thumbnet", "narrow_bicubic", 0.95, share=True),
     Aim("flowers_32", "thumbnet", "bicubic", 0.75, share=True),
     Aim("flowers_32", "narrow_thumbnet", "bicubic", 0.75, share=True),
     Aim("flowers_32", "narrow_thumbnet", "narrow_bicubic", 0.75, share=True),

@@ -44,6 +44,7 @@ def test_a_photograph_that_is_gone_is_gone_from_the_split(data, tmp_path):
     assert names(photos, "test") == ["00.jpg"]
 
 
+@pytest.mark.slow
 def test_another_set_is_not_mixed_in(data, tmp_path):
     photos, other = tmp_path / "photos", tmp_path / "other"
     own_teacher.split(data, photos)

@@ -12,7 +12,7 @@ WRONG = {"macs": "1", "macs_downscaler": "2", "params": "3"}
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
-        ("flowers_32", ("flowers_32_direct", "flowers_32_narrow_thumbnet", "flowers_32_slim")),
+        ("flowers_32", ("flowers_32_direct", "flowers_32_narrow_thumbnet")),
         ("flowers_64", ("flowers_64_thumbnet",)),  # its T stands in another set's file
         ("quickstart", None),  # runs by one flagfile
     ],

@@ -191,6 +191,7 @@ def test_rows_in_bfloat16_are_trained_in_float32_where_that_is_faster(rows, tmp_
     assert ["--mixed_precision=float32" in command for command in rows] == [not pays, False]
 
 
+@pytest.mark.slow
 def test_whether_bfloat16_pays_is_measured(monkeypatch):
     monkeypatch.setattr(run.timing, "SLOW", 1000.0)  # no machine lies beyond it
     assert run.bfloat16_pays()

@@ -39,7 +39,7 @@ def replica_weights(method: str, cfg: Config, devices: list[str], photos) -> dic
 
 @pytest.mark.usefixtures("tiny_resnet")
 @pytest.mark.parametrize(
-    "method", [m if m == "supervised" else pytest.param(m, marks=pytest.mark.slow) for m in TRAINED]
+    "method", [m if m == "bicubic_kd" else pytest.param(m, marks=pytest.mark.slow) for m in TRAINED]
 )
 def test_one_and_two_replicas_train_alike(method, photos):
     cfg = config(clip_norm=0.5)

@@ -131,7 +131,9 @@ def test_a_convolution_equals_that_of_keras(kind, channels, shape, use_bias, bat
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "size", "channels"), [(SmallMapConv2D, 3, 8), (ImageConv2D, 12, 3)])
+@pytest.mark.parametrize(
+    ("kind", "size", "channels"), [(SmallMapConv2D, 3, 8), (keras.layers.Conv2D, 12, 3)], ids=["small", "image"]
+)
 @pytest.mark.parametrize("half", [tf.bfloat16, tf.float16])
 def test_a_convolution_in_half_precision_and_a_graph_of_any_batch(kind, size, channels, half):
     with graph.precision(f"mixed_{half.name}"):

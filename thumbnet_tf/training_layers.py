@@ -139,7 +139,7 @@ class ImageConv2D(layers.Conv2D):
         if height is None or width is None:
             return super().convolution_op(inputs, kernel)
         stride = self.strides[0]
-        plan = [_in_blocks(kernel_side, stride) for kernel_side in self.kernel_size]
+        around, blocks = zip(*(_in_blocks(side, stride) for side in self.kernel_size), strict=True)
         settings = {"strides": [1, stride, stride, 1], "padding": "SAME"}
 
         @tf.custom_gradient
@@ -147,41 +147,31 @@ class ImageConv2D(layers.Conv2D):
             channels, filters = weights.shape[2:]
 
             def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                around, blocks, before = zip(*plan, strict=True)
-                by_block = tf.reshape(
-                    tf.pad(weights, [*around, (0, 0), (0, 0)]),
-                    (blocks[0], stride, blocks[1], stride, channels, filters),
-                )
-                of_blocks = tf.raw_ops.Conv2DBackpropInput(
+                whole = tf.pad(weights, [*around, (0, 0), (0, 0)])
+                by_block = tf.reshape(whole, (blocks[0], stride, blocks[1], stride, channels, filters))
+                to_blocks = tf.raw_ops.Conv2DBackpropInput(
                     input_sizes=[tf.shape(x)[0], height // stride, width // stride, channels * stride**2],
                     filter=tf.reshape(tf.transpose(by_block, (0, 2, 1, 3, 4, 5)), (*blocks, -1, filters)),
                     out_backprop=upstream,
                     strides=[1, 1, 1, 1],
-                    padding="EXPLICIT",
-                    explicit_paddings=[
-                        0,
-                        0,
-                        *(side for b, k in zip(before, blocks, strict=True) for side in (b, k - 1 - b)),
-                        0,
-                        0,
-                    ],
+                    padding="SAME",
                 )
                 to_weights = tf.raw_ops.Conv2DBackpropFilter(
                     input=x, filter_sizes=tf.shape(weights), out_backprop=upstream, **settings
                 )
-                return tf.nn.depth_to_space(of_blocks, stride), to_weights
+                return tf.nn.depth_to_space(to_blocks, stride), to_weights
 
             return tf.nn.conv2d(x, weights, **settings), gradients
 
         return convolve(inputs, tf.convert_to_tensor(kernel))
 
 
-def _in_blocks(kernel: int, stride: int) -> tuple[tuple[int, int], int, int]:
-    """Returns how a kernel is padded to whole blocks along one axis, their number, and that before the map."""
+def _in_blocks(kernel: int, stride: int) -> tuple[tuple[int, int], int]:
+    """Returns how a kernel is padded along one axis to whole blocks, and to how many; as `same` pads them, they fit."""
     before = (kernel - stride) // 2  # padding in front of an image of whole blocks, as TensorFlow splits it
     front = -before % stride
     blocks = -(-(front + kernel) // stride)
-    return (front, blocks * stride - front - kernel), blocks, (before + front) // stride
+    return (front, blocks * stride - front - kernel), blocks
 
 
 def for_training(model: keras.Model) -> keras.Model:
@@ -225,4 +215,6 @@ def _faster(layer: layers.Layer) -> type[layers.Layer] | None:
     if max(*layer.output.shape[1:3], *kernel) <= _SMALL and channels * layer.filters >= _MANY:
         return SmallMapConv2D
     whole = strides[0] == strides[1] > 1 and layer.padding == "same" and not any(side % strides[0] for side in sides)
+    # in half precision the gradient to the kernel takes several times as long as Keras' own
+    whole = whole and layer.compute_dtype == "float32"
     return ImageConv2D if whole and channels <= _FEW and min(kernel) >= strides[0] else None
