@@ -190,7 +190,7 @@ def test_stream_buffer_smaller_than_the_split(splits, monkeypatch):
     assert len(set(whole["id"][:3].ravel())) == 12
 
 
-@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("kind", [*STORES[:-1], pytest.param(STORES[-1], marks=pytest.mark.slow)])
 def test_machines_and_replicas_share_each_batch(splits, kind):
     split, cfg = splits[kind]  # batches of 4, for 2 machines of 2 replicas each
     for make, options in ((train_batches, {"start_step": 2}), (train_batches, {"views": 2}), (eval_batches, {})):

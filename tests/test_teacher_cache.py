@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from cache_helpers import OUTPUTS, files_of, prepare, random_teacher
+from cache_helpers import OUTPUTS, files_of, open_caches, prepare, random_teacher
 from train_helpers import assert_same, interrupt_at, rows, state_of
 
 from thumbnet_tf import loop, teacher_cache
@@ -97,17 +97,17 @@ def test_methods_seeds_and_view_counts_share_a_cache(cached):
 
 def test_another_teacher_view_seed_or_preprocessing_is_another_cache(cached, folder):
     cfg, dataset, teacher = cached
-    first = {cache.folder for cache in prepare(cfg, dataset, teacher).values()}
-    assert {c.folder for c in prepare(cfg, dataset, random_teacher(cfg, 4)).values()}.isdisjoint(first)
+    first = {cache.folder for cache in open_caches(cfg, dataset, teacher).values()}
+    assert {c.folder for c in open_caches(cfg, dataset, random_teacher(cfg, 4)).values()}.isdisjoint(first)
     for other in ({"view_seed": 1}, {"augment": "crop"}, {"random_crop_min_area": 0.5}, {"mixup_alpha": 0.2}):
-        caches = prepare(dataclasses.replace(cfg, **other), dataset, teacher)
+        caches = open_caches(dataclasses.replace(cfg, **other), dataset, teacher)
         assert caches["train"].folder not in first, other
         assert caches["validation"].folder in first  # what evaluation shows depends on none of these
     path = folder / "train" / "red" / "3.png"
     data = bytearray(path.read_bytes())
     other = tf.io.encode_png(255 - tf.io.decode_png(bytes(data))).numpy()
     path.write_bytes(other)
-    changed = prepare(cfg, sources.load(cfg, ("train", "validation")), teacher)
+    changed = open_caches(cfg, sources.load(cfg, ("train", "validation")), teacher)
     assert {cache.folder for cache in changed.values()} & first != first
 
 
