@@ -9,11 +9,9 @@ its flagfile, with random weights and as many classes as T's own row tells; accu
 import pathlib
 import sys
 
-from absl import flags as absl_flags
-
 from experiments import run
 from experiments.summary import RESULTS
-from thumbnet_tf import backbones, costs, flags, thumbnet
+from thumbnet_tf import backbones, costs, thumbnet
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.stages import METHODS, ORIGINAL
@@ -55,8 +53,10 @@ def recount(path: pathlib.Path) -> None:
     for each in rows:
         name, method = each.get("row", path.stem), each["method"]
         if (name, method) not in found:
-            cfg, teacher = configured(name)
-            source = path if "row" not in each else RESULTS / f"{run.set_of(teacher)}.csv"
+            is_row = "row" in each
+            cfg = (run.config_of(name) if is_row else run.configured(f"experiments/{name}.flags")).resolved()
+            teacher = run.teacher_row(name) if is_row else name
+            source = RESULTS / f"{run.set_of(teacher)}.csv" if is_row else path
             own = next(row for row in read_rows(source) if (row.get("row", name), row["method"]) == (teacher, ORIGINAL))
             found[name, method] = counted(cfg, method, classes_of(cfg, int(own["macs"])))
         now = {key: str(value) for key, value in found[name, method].items()}
@@ -68,24 +68,17 @@ def recount(path: pathlib.Path) -> None:
     write_rows(path, list(rows[0]), rows)
 
 
-def configured(name: str) -> tuple[Config, str]:
-    """Returns the configuration of a row, or of a flagfile of experiments, and the name under which its T stands."""
-    if (run.ROWS / f"{name}.flags").exists():
-        return run.config_of(name).resolved(), run.teacher_row(name)
-    values = absl_flags.FlagValues()
-    absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
-    flags.define(Config, flag_values=values)
-    arguments = values(["recount", f"--flagfile=experiments/{name}.flags"])[1:]
-    return flags.parsed(Config, arguments, flag_values=values).resolved(), name
-
-
 def main(arguments: list[str]) -> int:
     """Counts and writes; returns the exit code."""
     if arguments:
         print(__doc__)
         return 2
-    for name in (*SETS, *RUNS):
-        recount(RESULTS / f"{name}.csv")
+    try:
+        for name in (*SETS, *RUNS):
+            recount(RESULTS / f"{name}.csv")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -90,15 +90,20 @@ def name_in_set(row: str) -> str:
 
 
 def config_of(row: str) -> Config:
-    """Returns what a row's flagfile configures; its paths count from the working directory, the repository's root."""
-    values = absl_flags.FlagValues()
-    absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
-    flags.define(Config, flag_values=values)
+    """Returns what a row's flagfile configures."""
     path = (ROWS / f"{row}.flags").relative_to(ROOT)
     if not (ROOT / path).exists():
         raise UserError(
             f"a row needs a flagfile, and its set those of original, bicubic and thumbnet. Received: {path}"
         )
+    return configured(path)
+
+
+def configured(path: str | pathlib.Path) -> Config:
+    """Returns what a flagfile configures; its paths count from the working directory, the repository's root."""
+    values = absl_flags.FlagValues()
+    absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
+    flags.define(Config, flag_values=values)
     return flags.parsed(Config, values(["train", f"--flagfile={path}"])[1:], flag_values=values)
 
 

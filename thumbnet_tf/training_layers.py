@@ -3,7 +3,7 @@
 * Batch normalisation by TensorFlow's fused kernel: Keras computes moments and the normalisation by separate operators,
   whose gradients go over every map again and again.
 * Convolutions of many channels on the small maps behind a thumbnail: on a CPU, oneDNN convolves the padding, too, and
-  takes up to three times as long as products of matrices (512 channels on 2 x 2).
+  takes longer than products of matrices do.
 * Strided convolutions of an image, such as a network's first: on a CPU, oneDNN is slow in the gradient that goes to the
   three channels of the thumbnail, and so to E.
 
