@@ -17,13 +17,13 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from experiments import run
+from experiments.recount import models
 from experiments.row_tables import about
 from experiments.summary import RESULTS
-from thumbnet_tf import backbones, thumbnet
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.files import write_figure
 from thumbnet_tf.plots import STYLES
-from thumbnet_tf.stages import METHODS, ORIGINAL
+from thumbnet_tf.stages import ORIGINAL
 
 SIZES = ("32", "56", "64")
 # rows of a set, and the colours of those that aren't called after a method
@@ -56,13 +56,8 @@ def activation_bytes(model: keras.Model) -> int:
 
 def row_bytes(row: str) -> int:
     """Returns the activations' memory of what a row trains, its downscaler included."""
-    cfg, method = run.config_of(row), run.method_of(row)
-    if METHODS[method].downscaler == "none":
-        width = cfg.width if method == ORIGINAL else cfg.slim_width
-        return activation_bytes(backbones.build(cfg.backbone, cfg.image_size, 2, width))
-    small = thumbnet.build_downscaler(cfg, METHODS[method].downscaler)
-    student, _ = thumbnet.build_student(cfg, thumbnet.build_teacher(cfg, 2))
-    return max(map(activation_bytes, (small, student)))
+    small, network = models(run.config_of(row), run.method_of(row), classes=2)
+    return max(activation_bytes(model) for model in (small, network) if model is not None)
 
 
 def figure(name: str, rows: Sequence[Mapping[str, str]], memory: Mapping[str, int]) -> Figure:

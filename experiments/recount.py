@@ -9,6 +9,8 @@ its flagfile, with random weights and as many classes as T's own row tells; accu
 import pathlib
 import sys
 
+import keras
+
 from experiments import run
 from experiments.summary import RESULTS
 from thumbnet_tf import backbones, costs, thumbnet
@@ -20,17 +22,21 @@ SETS = ("flowers_32", "flowers_64", "hard_24", "plant_32", "plant_56", "plant_64
 RUNS = ("quickstart", "flowers_quick")  # one flagfile, several methods
 
 
+def models(cfg: Config, method: str, classes: int) -> tuple[keras.Model | None, keras.Model]:
+    """Returns the downscaler, if any, and the network of a method, with random weights."""
+    kind = METHODS[method].downscaler
+    if method != ORIGINAL and kind == "none":
+        return None, backbones.build(cfg.backbone, cfg.image_size, classes, cfg.slim_width)
+    teacher = thumbnet.build_teacher(cfg, classes)
+    if method == ORIGINAL:
+        return None, teacher
+    student, _ = thumbnet.build_student(cfg if METHODS[method].losses else thumbnet.as_teacher(cfg), teacher)
+    return thumbnet.build_downscaler(cfg, kind), student
+
+
 def counted(cfg: Config, method: str, classes: int) -> dict[str, int]:
     """Returns what a row of a CSV says of the models: multiply-adds of the network and of E, and trainable weights."""
-    teacher = thumbnet.build_teacher(cfg, classes)
-    small, network = None, teacher
-    if method != ORIGINAL:
-        kind = METHODS[method].downscaler
-        if kind == "none":
-            network = backbones.build(cfg.backbone, cfg.image_size, classes, cfg.slim_width)
-        else:
-            small = thumbnet.build_downscaler(cfg, kind)
-            network, _ = thumbnet.build_student(cfg if METHODS[method].losses else thumbnet.as_teacher(cfg), teacher)
+    small, network = models(cfg, method, classes)
     return {
         "macs": costs.macs(network),
         "macs_downscaler": 0 if small is None else costs.macs(small),
