@@ -20,6 +20,7 @@ LAYERS = (
         "initializers",
         "files",
         "costs",
+        "memory",
         "flags",
         "demo_server",
         "parity_worker",

@@ -28,6 +28,7 @@ from thumbnet_tf import (
     flags,
     graph,
     loop,
+    memory,
     stages,
     teacher_cache,
     teacher_check,
@@ -207,6 +208,8 @@ def _train_method(
         learned = trainer.trainable_variables, trainer.late_variables(), trainer.mapping_steps
         trainer.compile(optimizer=build_optimizer(cfg, peak_rate, epochs * steps, *learned))
     if METHODS[method].losses:
+        trained = [part for part in (trainer.student, trainer.downscaler, trainer.decoder) if part is not None]
+        memory.warn_of_large_batch(cfg, trained, job.machines)
         caches = _caches(trainer, cfg, dataset, teacher)
         views = 0 if is_teacher else teacher_cache.number_of_views(cfg)  # T or not, all methods see the same images
 
