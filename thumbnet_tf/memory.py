@@ -41,7 +41,7 @@ def free_bytes() -> int | None:
         limit, used = ((_CONTAINER / name).read_text().strip() for name in ("memory.max", "memory.current"))
         if limit != "max":  # files that were read count as used, and give way
             left.append(int(limit) - int(used) + _numbers(_CONTAINER / "memory.stat")["inactive_file"])
-    except (OSError, KeyError, ValueError):
+    except (OSError, LookupError, ValueError):
         pass
     return min(left, default=None)
 
