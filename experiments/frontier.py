@@ -61,7 +61,7 @@ def row_bytes(row: str) -> int:
 
 
 def figure(name: str, rows: Sequence[Mapping[str, str]], memory: Mapping[str, int]) -> Figure:
-    """Draws the test rows, a point for each kind of row and each size.
+    """Draws the test rows, a point for each kind of row and each size, over the seeds that T has too.
 
     Args:
         name: of the data, for the title.
@@ -75,8 +75,11 @@ def figure(name: str, rows: Sequence[Mapping[str, str]], memory: Mapping[str, in
         points, seeds = [], []
         of_kind = [row for row in memory if run.name_in_set(row) == kind]
         for row in of_kind:
-            found = [each for each in rows if each["row"] == row and each["split"] == "test"]
             teacher = run.teacher_row(row)
+            found = [each for each in rows if each["row"] == row and each["split"] == "test"]
+            found = [each for each in found if (teacher, each["seed"]) in tests]
+            if not found:
+                continue
             tops = [100 * (tests[row, each["seed"]] - tests[teacher, each["seed"]]) for each in found]
             macs = (int(found[0]["macs"]) + int(found[0]["macs_downscaler"])) / 1e6
             mean = statistics.mean(tops)

@@ -10,6 +10,7 @@ are split first, by links in `--photos`, so that T doesn't know those that a thu
 import argparse
 import os
 import pathlib
+import shutil
 
 import keras
 import numpy as np
@@ -123,9 +124,13 @@ def main() -> None:
     batches = tf.data.Dataset.from_tensor_slices((x, keras.utils.to_categorical(y))).shuffle(len(x)).batch(64)
     batches = batches.map(lambda images, labels: tuple(mixup({"images": images, "labels": labels}).values()))
     pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    resume = keras.callbacks.BackupAndRestore(f"{args.out}.backup")  # the same command goes on after an interruption
+    # the same command goes on after an interruption; the backup goes when the file is there
+    resume = keras.callbacks.BackupAndRestore(f"{args.out}.backup", delete_checkpoint=False)
     model.fit(batches.prefetch(2), epochs=args.epochs, verbose=2, callbacks=[resume])
-    model.save(args.out)
+    partial = pathlib.Path(args.out).with_name(f"partial-{pathlib.Path(args.out).name}")
+    model.save(partial)
+    os.replace(partial, args.out)
+    shutil.rmtree(f"{args.out}.backup", ignore_errors=True)
     for part in ("validation", "test"):
         x, y = images(photos / part, classes, args.size, args.limit)
         _, accuracy = model.evaluate(x, keras.utils.to_categorical(y), verbose=0)

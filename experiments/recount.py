@@ -8,6 +8,7 @@ its flagfile, with random weights and as many classes as T's own row tells; accu
 
 import pathlib
 import sys
+from collections.abc import Mapping
 
 import keras
 
@@ -54,24 +55,38 @@ def classes_of(cfg: Config, macs: int) -> int:
 
 
 def recount(path: pathlib.Path) -> None:
-    """Writes a CSV anew, of rows or of runs by one flagfile, with what its models count now."""
-    rows, found = read_rows(path), {}
-    for each in rows:
-        name, method = each.get("row", path.stem), each["method"]
-        if (name, method) not in found:
-            is_row = "row" in each
-            cfg = (run.config_of(name) if is_row else run.configured(f"experiments/{name}.flags")).resolved()
-            teacher = run.teacher_row(name) if is_row else name
-            source = RESULTS / f"{run.set_of(teacher)}.csv" if is_row else path
-            own = next(row for row in read_rows(source) if (row.get("row", name), row["method"]) == (teacher, ORIGINAL))
-            found[name, method] = counted(cfg, method, classes_of(cfg, int(own["macs"])))
-        now = {key: str(value) for key, value in found[name, method].items()}
-        if any(each[key] != value for key, value in now.items()):
-            print(
-                name, *(each[key] for key in ("seed", "split")), {key: (each[key], now[key]) for key in now}, flush=True
-            )
-        each |= now
-    write_rows(path, list(rows[0]), rows)
+    """Writes a CSV anew, of rows or of runs by one flagfile, with what its models count now.
+
+    Raises:
+        UserError: when there is no such CSV, or no row of T in it or in that of T's set.
+    """
+
+    def key(row: Mapping[str, str]) -> tuple[str, str]:
+        return row.get("row", path.stem), row["method"]
+
+    columns = ("method", *run.COUNTS)
+    if not (rows := read_rows(path, columns, words=("method",))):
+        raise UserError(f"results are expected. Received: {path}, which has none")
+    found = {}
+    for name, method in dict.fromkeys(map(key, rows)):
+        is_row = "row" in rows[0]
+        cfg = (run.config_of(name) if is_row else run.configured(f"experiments/{name}.flags")).resolved()
+        teacher = run.teacher_row(name) if is_row else name
+        source = RESULTS / f"{run.set_of(teacher)}.csv" if is_row else path
+        of_teacher = read_rows(source, columns, words=("method",))
+        own = [row for row in of_teacher if (row.get("row", name), row["method"]) == (teacher, ORIGINAL)]
+        if not own:
+            raise UserError(f"T's own row is expected in {source}: its multiply-adds tell the classes. Received: none")
+        found[name, method] = counted(cfg, method, classes_of(cfg, int(own[0]["macs"])))
+    with run.writing():  # what was noted since the first look stays
+        rows = read_rows(path)
+        for each in rows:
+            now = {name: str(value) for name, value in found.get(key(each), {}).items()}
+            if any(each[name] != value for name, value in now.items()):
+                changes = {name: (each[name], value) for name, value in now.items()}
+                print(key(each)[0], each["seed"], each["split"], changes, flush=True)
+            each |= now
+        write_rows(path, list(rows[0]), rows)
 
 
 def main(arguments: list[str]) -> int:

@@ -10,9 +10,11 @@ import sys
 
 import keras
 
+from experiments.recount import models
 from experiments.run import config_of, method_of, names, teacher_row
 from experiments.tflite_latency import measured, published, show_all
-from thumbnet_tf import backbones, thumbnet
+from thumbnet_tf import thumbnet
+from thumbnet_tf.config import UserError
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
 CLASSES = 5  # a few more or less take no time
@@ -20,14 +22,12 @@ CLASSES = 5  # a few more or less take no time
 
 def network(row: str) -> tuple[str, keras.Model]:
     """Returns what classifies a row's full images: the kind of artifact that it is, and the model."""
-    cfg, method = config_of(row), method_of(row)
-    kind = METHODS[method].downscaler
-    teacher = thumbnet.build_teacher(cfg, CLASSES)
-    if kind != "none":
-        student = show_all(thumbnet.build_student(cfg, teacher)[0])
-        return "thumbnet", thumbnet.build_shipped(cfg, kind, thumbnet.build_downscaler(cfg, kind), student)
-    whole = teacher if method == ORIGINAL else backbones.build(cfg.backbone, cfg.image_size, CLASSES, cfg.slim_width)
-    return "teacher", keras.Model(whole.input, {"logits": show_all(whole).output["logits"]})
+    cfg, method = config_of(row).resolved(), method_of(row)
+    small, classifier = models(cfg, method, CLASSES)
+    show_all(classifier)
+    if small is not None:
+        return "thumbnet", thumbnet.build_shipped(cfg, METHODS[method].downscaler, small, classifier)
+    return "teacher", keras.Model(classifier.input, {"logits": classifier.output["logits"]})
 
 
 def main(arguments: list[str]) -> int:
@@ -41,8 +41,12 @@ def main(arguments: list[str]) -> int:
         print(f"error: rows must be ones that experiments.run --list shows. Received: {unknown}", file=sys.stderr)
         return 1
     keras.utils.set_random_seed(0)
-    networks = [(ORIGINAL, *network(teacher_row(rows[0])))]
-    networks += [(name, *network(row)) for name, row in zip(arguments[1:], rows, strict=True)]
+    try:
+        networks = [(ORIGINAL, *network(teacher_row(rows[0])))]
+        networks += [(name, *network(row)) for name, row in zip(arguments[1:], rows, strict=True)]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     found = measured(
         [(name, artifact, variant, model) for name, artifact, model in networks for variant in ("float32", "int8")]
     )

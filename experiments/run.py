@@ -12,6 +12,7 @@ such commands may run side by side: one that needs what another is training wait
 command goes on where it was (`minutes` are then those of the last start).
 """
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -37,6 +38,7 @@ ROWS = ROOT / "experiments" / "rows"
 TEACHER_SETS = {"flowers_64": "flowers_32", "plant_64": "plant_32"}  # whose T a set has, where it isn't its own
 ALONE = "generic"  # sets whose rows are networks without a teacher begin like this
 LOSSES = ("kd", "val_kd", "fm", "val_fm")  # of the last epoch, where the row has them
+COUNTS = ("macs", "macs_downscaler", "params")  # of today's models (recount.py), not of those of the day of training
 COLUMNS = ("row", *EVALUATED, *LOSSES, "minutes", "cores", "date", *origins.ORIGINS)
 
 
@@ -119,7 +121,7 @@ def teacher_row(row: str) -> str:
 
 def measured(row: str) -> dict[int, float]:
     """Returns the seeds of a row that are in its set's CSV, and the minutes that each took."""
-    found = read_rows(RESULTS / f"{set_of(row)}.csv")
+    found = read_rows(RESULTS / f"{set_of(row)}.csv", ("row", "seed", "minutes"), words=("row",))
     return {int(each["seed"]): float(each["minutes"]) for each in found if each["row"] == row}
 
 
@@ -145,7 +147,8 @@ def noted(row: str, seed: str, options: Options) -> bool:
     run = RunDir(ROOT / folder(row, seed, options))
     of_run = [each for each in read_rows(run.path / "results.csv") if each["method"] == method_of(row)]
     in_csv = [each for each in read_rows(RESULTS / f"{set_of(row)}.csv") if (each["row"], each["seed"]) == (row, seed)]
-    values = [{tuple(each[name] for name in EVALUATED) for each in found} for found in (of_run, in_csv)]
+    compared = [name for name in EVALUATED if name not in COUNTS]
+    values = [{tuple(each[name] for name in compared) for each in found} for found in (of_run, in_csv)]
     teachers = {each.get("teacher") or "" for each in in_csv}
     return values[0] == values[1] and teachers <= {"", origins_of(row, run)["teacher"]}  # "" from before it was noted
 
@@ -260,6 +263,11 @@ def origins_of(row: str, run: RunDir) -> dict[str, str]:
     return origins.of_run(run, "given" if has_teacher(row) else "trained" if row == teacher_row(row) else "none")
 
 
+def writing() -> contextlib.AbstractContextManager[None]:
+    """Holds the CSVs of results for one command that reads and rewrites them; others wait."""
+    return cache_files.lock(ROOT / "runs" / "noting")
+
+
 def note(row: str, seed: str, run: pathlib.Path, minutes: float) -> None:
     """Adds the results of a finished run to its set's CSV, those of the row's method.
 
@@ -275,7 +283,7 @@ def note(row: str, seed: str, run: pathlib.Path, minutes: float) -> None:
     how |= {"minutes": f"{minutes:.1f}", "cores": str(cores()), "date": datetime.date.today().isoformat()}
     how |= origins_of(row, RunDir(run))
     new = [{"row": row, **each, **how} for each in found]
-    with cache_files.lock(ROOT / "runs" / "noting"):
+    with writing():
         kept = [each for each in read_rows(path) if (each["row"], each["seed"]) != (row, seed)]
         write_rows(path, COLUMNS, sorted(kept + new, key=lambda each: (each["row"], int(each["seed"]), each["split"])))
 

@@ -89,12 +89,14 @@ def main() -> int:
         name = f"benchmark_{what}"
         if rows := read_rows(RESULTS / f"{name}.csv"):
             benchmark_report.publish(RESULTS, name, columns, rows, figure(rows), text(rows))
-    for data in ("flowers", "plant"):
-        if any((RESULTS / f"{data}_{size}.csv").exists() for size in frontier.SIZES):
-            frontier.main([data])
+    failed = [
+        frontier.main([data])
+        for data in ("flowers", "plant")
+        if any((RESULTS / f"{data}_{size}.csv").exists() for size in frontier.SIZES)
+    ]
     for error in missing:
         print(f"error: {error}", file=sys.stderr)
-    return 1 if missing else 0
+    return 1 if missing or any(failed) else 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,14 @@ from thumbnet_tf import benchmark, benchmark_rivals, benchmark_training, losses,
 from thumbnet_tf.config import Config
 
 TINY = Config(
-    image_size=32, ratio=2, width=0.0625, downscaler_width=4, batch_size=4, fm_tap="stage1", tensorboard=False
+    image_size=32,
+    ratio=2,
+    width=0.0625,
+    downscaler_width=4,
+    batch_size=4,
+    fm_tap="stage1",
+    mapping_epochs=1,
+    tensorboard=False,
 )
 
 

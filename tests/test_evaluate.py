@@ -9,7 +9,7 @@ from thumbnet_tf import evaluate
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.csv_files import read_rows
 from thumbnet_tf.data import sources
-from thumbnet_tf.runs import RunDir
+from thumbnet_tf.runs import RunDir, finish
 
 LABELS = np.array([0, 1, 2, 6])
 
@@ -96,3 +96,15 @@ def test_answers_that_are_no_numbers_are_refused(run_copy):
     with pytest.raises(UserError, match="direct gives NaN or infinite logits on test; train it anew in a new"):
         evaluate.evaluate(run_copy, sources.load(run_copy.config(), evaluate.SPLITS))
     assert not (run_copy.method("direct") / "logits_test.npy").exists()
+
+
+def test_what_was_measured_goes_with_a_method_that_is_trained_anew(run, dataset):
+    evaluate.evaluate(run, dataset)
+    folder = run.method("thumbnet")
+    (folder / "wire.csv").write_text("bytes\n1\n")
+    (folder / "benchmark").mkdir()
+    (folder / "benchmark" / "benchmark_inference.csv").write_text("case\nlatency\n")
+    finish(folder, {})
+    assert [path.name for path in folder.iterdir()] == ["done.json"]
+    assert {row["method"] for row in read_rows(run.path / "results.csv")} == {"original"}
+    assert len(list(run.method("original").glob("logits_*.npy"))) == 2

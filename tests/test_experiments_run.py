@@ -257,6 +257,17 @@ def test_results_of_commands_side_by_side_are_all_noted(rows, tmp_path):
     assert [row["row"] for row in read_rows(tmp_path / "results" / "discs_32.csv")] == sorted(2 * names)
 
 
+def test_counts_of_todays_models_are_no_other_results(rows, tmp_path):
+    options = run.Options(rows=("discs_32_bicubic",), again=True)
+    assert run.main(options) == 0
+    path = tmp_path / "results" / "discs_32.csv"
+    counted = [row | {"macs": "7", "macs_downscaler": "8", "params": "9"} for row in read_rows(path)]
+    write_rows(path, run.COLUMNS, counted)
+    assert run.jobs(options) == []
+    write_rows(path, run.COLUMNS, [row | {"top1": "0.9"} for row in counted])
+    assert run.jobs(options) == [("discs_32_original", "0"), ("discs_32_bicubic", "0")]
+
+
 def test_generic_rows_have_no_teacher(rows, tmp_path):
     (tmp_path / "rows" / "generic_net_bicubic.flags").write_text("--methods=\n")
     assert run.main(run.Options(rows=("generic_net_bicubic",))) == 0

@@ -116,7 +116,9 @@ def test_a_variant_that_lost_too_much_is_not_published(quick, tiny_run, tmp_path
         "thumbnet_float32.tflite",
         "thumbnet_dynamic.tflite",
     }
-    assert "Not published: thumbnet int8 lost 50.00 points" in (folder / "README.md").read_text()
+    assert (
+        "Not published, judged on the test split: thumbnet int8 lost 50.00 points" in (folder / "README.md").read_text()
+    )
     assert any(row["variant"] == "int8" for row in read_rows(folder / "parity.csv"))
     assert "tflite/thumbnet_int8.tflite" not in publish.read_manifest(folder)["files"]
     assert "int8" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from thumbnet_tf import card, parity, thumbnet
 from thumbnet_tf.config import UserError
@@ -85,6 +86,21 @@ def test_files_come_back_as_they_were_written(tmp_path):
     parity._write_files(tmp_path / "x.files", iter(files))
     read = parity_worker._inputs(str(tmp_path / "x.files"))
     assert [read[i] for i in range(len(read))] == files
+
+
+def test_a_file_reaches_a_saved_model_with_the_zeros_that_it_ends_with(tmp_path):
+    from thumbnet_tf import parity_worker
+
+    class Lengths(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "file")])
+        def count(self, file):
+            return {"bytes": tf.strings.length(file)}
+
+    module = Lengths()
+    tf.saved_model.save(module, str(tmp_path), signatures=module.count)
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    spec = {"path": str(tmp_path), "signature": "serving_default", "result": "bytes", "threads": threads}
+    assert parity_worker._saved_model(spec)(b"BM\x01\x00\x00") == 5
 
 
 def test_figure_has_a_bar_for_each_artifact():

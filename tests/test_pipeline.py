@@ -188,6 +188,7 @@ def test_stream_buffer_smaller_than_the_split(splits, monkeypatch):
     tail = collect(train_batches(split, cfg, start_step=5))
     np.testing.assert_array_equal(tail["image"], whole["image"][5:])
     assert len(set(whole["id"][:3].ravel())) == 12
+    assert len({tuple(block % 3) for block in whole["id"][:3].reshape(4, 3)}) > 1  # each block in an order of its own
 
 
 @pytest.mark.parametrize("kind", [*STORES[:-1], pytest.param(STORES[-1], marks=pytest.mark.slow)])

@@ -29,7 +29,7 @@ LAYERS = (
         "report_html",
         "stats",
     },
-    {"graph", "jpeg"},
+    {"csv_files", "graph", "jpeg"},
     {"trimming"},
     {"folding", "training_layers", "foreign"},
     {"applications", "backbones", "intake", "client_thumbnails", "frozen", "timing"},
@@ -42,7 +42,6 @@ LAYERS = (
     {"data"},
     {"trainer"},
     {"runs", "distribution"},
-    {"csv_files"},
     {"checkpoints", "cache_files", "teachers"},
     {"teacher_cache", "teacher_check", "assembly"},
     {

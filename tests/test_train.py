@@ -265,10 +265,10 @@ def test_shipped_model_equals_its_parts(config, photos):
         assert {layer.compute_dtype for layer in shipped.layers} == {"float32"}
         if method == "bicubic":
             np.testing.assert_array_equal(outputs["thumbnail"], thumbnails)
-        else:  # convolutions in bfloat16 against float32
-            assert np.abs(outputs["thumbnail"] - thumbnails).mean() < 2
-        expected = student(thumbnails, training=False)["logits"]
-        np.testing.assert_allclose(outputs["logits"], expected, atol=0.1 * np.abs(expected).max())
+        else:  # a level where the sums of a convolution are rounded in another order
+            np.testing.assert_allclose(outputs["thumbnail"], thumbnails, atol=1)
+        expected = student(outputs["thumbnail"], training=False)["logits"]  # in float32 too, as it ships
+        np.testing.assert_allclose(outputs["logits"], expected, atol=1e-4 * np.abs(expected).max())
         assert keras.config.dtype_policy().name == "float32"
 
 

@@ -213,6 +213,8 @@ def test_mixed_precision_keeps_thumbnails_and_logits_in_float32(policy, photos):
     assert outputs["logits"].dtype == outputs["thumbnail"].dtype == tf.float32
     np.testing.assert_array_equal(outputs["thumbnail"], np.rint(outputs["thumbnail"]))
     assert trainer.student.get_layer("stem_conv").compute_dtype == policy.removeprefix("mixed_")
+    between = 0.9 * images.astype(np.float32) + 0.3  # levels that half precision would round
+    np.testing.assert_array_equal(trainer(between)["thumbnail"], trainer.downscaler(between))
 
 
 @pytest.mark.usefixtures("tiny_resnet")

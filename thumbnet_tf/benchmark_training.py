@@ -93,6 +93,7 @@ def measure(cfg: Config, rounds: int, teacher: keras.Model | None = None) -> lis
             teacher_cache="all",
             cached_views=1,
             epochs=1,
+            mapping_epochs=0,
             cache_dir=folder,
             cache_limit_gb=64.0,
             thumbnail_jpeg=0,

@@ -102,7 +102,7 @@ def text(
             ],
         ),
         parity=_markdown(*parity_cells(parity)),
-        refused="".join(f"\nNot published: {line}.\n" for line in refused),
+        refused="".join(f"\nNot published, judged on the test split: {line}.\n" for line in refused),
         calls=_markdown(
             ("signature", "input", "outputs"),
             [

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from thumbnet_tf import costs, flags
+from thumbnet_tf import costs, flags, graph
 from thumbnet_tf.config import Config, UserError, check_options, option
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.data import pipeline, sources
@@ -92,10 +92,11 @@ def evaluate(run: RunDir, dataset: sources.Dataset) -> list[dict]:
 
 
 def load_parts(run: RunDir, method: str) -> tuple[keras.Model | None, keras.Model]:
-    """Loads a method's downscaler (None where it reads full images) and its network."""
+    """Loads a method's downscaler (None where it reads full images) and its network, in float32 as they ship."""
     if METHODS[method].downscaler == "none":
-        return None, run.load_model(method, "teacher" if method == ORIGINAL else "student")
-    return run.load_model(method, "downscaler"), run.load_model(method, "student")
+        return None, graph.in_float32(run.load_model(method, "teacher" if method == ORIGINAL else "student"))
+    small, network = (graph.in_float32(run.load_model(method, name)) for name in ("downscaler", "student"))
+    return small, network
 
 
 def classify(small: keras.Model | None, network: keras.Model, images: tf.Tensor) -> tf.Tensor:

@@ -34,6 +34,15 @@ def copied(operation: keras.Operation, **settings) -> keras.Operation:
     return type(operation).from_config({**config, **settings})
 
 
+def in_float32(model: keras.Model) -> keras.Model:
+    """Returns a flat model that computes in float32, whatever it was trained in: itself, or a copy of its weights."""
+    if all(layer.compute_dtype == "float32" for layer in model.layers):
+        return model
+    result = keras.models.clone_model(model, clone_function=lambda layer: copied(layer, dtype="float32"))
+    result.set_weights(model.get_weights())
+    return result
+
+
 def run_through(model: keras.Model, image: keras.KerasTensor, call: Any) -> Any:
     """Goes through a model's graph anew and returns its outputs, in the structure of `model.output`.
 

@@ -99,7 +99,13 @@ def _saved_model(spec: dict[str, Any]) -> Callable[[Any], np.ndarray]:
         _LOADED[spec["path"]] = tf.saved_model.load(spec["path"])
     function = _LOADED[spec["path"]].signatures[spec["signature"]]
     (name,) = function.structured_input_signature[1]
-    return lambda value: function(**{name: tf.constant(np.array(value)[None])})[spec["result"]].numpy()[0]
+
+    def run(value: Any) -> np.ndarray:
+        # an array of NumPy's would drop the zero bytes that a file ends with
+        one = [value] if isinstance(value, bytes) else np.array(value)[None]
+        return function(**{name: tf.constant(one)})[spec["result"]].numpy()[0]
+
+    return run
 
 
 if __name__ == "__main__":

@@ -262,7 +262,7 @@ def _curves(study: Study) -> Markup:
 def _export(study: Study) -> Markup:
     export = study.export
     if export is None:
-        command = f"python -m thumbnet_tf.export --run_dir={study.run.path}"
+        command = f"python -m thumbnet_tf.export --run_dir={study.run.path} --method={study.method}"
         return note(
             "No export of this run was found in saved_models; ", element("code", command), " makes one, and ",
             element("code", "--export_dir"), " of this command names one that lies elsewhere.",
@@ -284,7 +284,10 @@ def _commands(study: Study) -> Markup:
     ]
     train = ["python", "-m", "thumbnet_tf.train", *changed, "--run_dir=NEW"]
     again = ["python", "-m", "thumbnet_tf.train", f"--flagfile={run}/run.flags", "--run_dir=NEW"]
-    others = [["python", "-m", f"thumbnet_tf.{name}", "--run_dir=NEW"] for name in ("export", "benchmark", "report")]
+    others = [
+        ["python", "-m", f"thumbnet_tf.{name}", "--run_dir=NEW", f"--method={study.method}"]
+        for name in ("export", "benchmark", "report")
+    ]
     return join(
         [
             paragraph("With the run's own flagfile, which holds every option:"),

@@ -37,6 +37,7 @@ import numpy as np
 
 from thumbnet_tf import downscaler  # noqa: F401 - registers the layers that saved models hold
 from thumbnet_tf.config import Config, UserError, to_flagfile
+from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.files import MACHINE_LOST, saving, sync, take_lock, write_atomically
 from thumbnet_tf.stages import METHODS
 
@@ -283,11 +284,19 @@ def save_keras(model: keras.Model, path: pathlib.Path) -> None:
 
 
 def finish(folder: pathlib.Path, models: dict[str, keras.Model]) -> None:
-    """Saves a method's models, then `done.json`, each through to the disk; then deletes the states they came from."""
+    """Saves a method's models, then `done.json`, each through to the disk; then deletes the states they came from.
+
+    What was measured of a training before this one goes first, its rows in the run's `results.csv` included.
+    """
+    results = folder.parent / "results.csv"
+    rows = read_rows(results)
     with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob("logits_*.npy"):  # of a training before this one
-            path.unlink()
+        for path in (*folder.glob("logits_*.npy"), folder / "wire.csv"):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(folder / "benchmark", ignore_errors=True)
+        if any(row.get("method") == folder.name for row in rows):
+            write_rows(results, list(rows[0]), [row for row in rows if row.get("method") != folder.name])
     for name, model in models.items():
         save_keras(model, folder / f"{name}.keras")
     done = folder / "done.json"

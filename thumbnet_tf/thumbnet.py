@@ -207,14 +207,7 @@ def deployed(shipped: keras.Model, teacher: keras.Model) -> Deployed:
     rounding = shipped.get_layer("thumbnail")
     read = thumbnail if rounding.bits in (0, 8) else rounding.input
     student = keras.Model(read, {"logits": shipped.output["logits"]}, name="student")
-    if any(layer.compute_dtype != "float32" for layer in teacher.layers):
-        trained = teacher
-        teacher = keras.models.clone_model(
-            trained,
-            clone_function=lambda layer: graph.copied(layer, dtype="float32"),
-        )
-        teacher.set_weights(trained.get_weights())
-    return Deployed(shipped, downscaler_part, student, teacher)
+    return Deployed(shipped, downscaler_part, student, graph.in_float32(teacher))
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> list[str]:

@@ -21,6 +21,9 @@ class Trainer(keras.Model):
     `logits` and `stage2`, which then needn't be computed: T runs only as far as an output that is needed and not given.
 
     Training T itself is the case without downscaler and teacher.
+
+    Every replica must get an example: TensorFlow's convolutions refuse an empty batch. Where the last batch of a data
+    set may have fewer than there are replicas, `batch(..., drop_remainder=True)` keeps it away from `fit`.
     """
 
     def __init__(
@@ -60,7 +63,8 @@ class Trainer(keras.Model):
         Raises:
             ValueError: when a term's model is missing.
         """
-        super().__init__(name="trainer")
+        # images stay as they are given: Keras would round them to half precision before a layer of float32 sees them
+        super().__init__(name="trainer", autocast=False)
         needs = {"kd": {"teacher"}, "fm": {"teacher", "decoder"}, "mm": {"downscaler"}, "cl": set()}
         given = {"teacher": teacher, "decoder": decoder, "downscaler": downscaler}
         for term in loss_weights:

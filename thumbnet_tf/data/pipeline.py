@@ -95,12 +95,13 @@ def train_batches(
             order = tf.reshape(tf.reshape(order[seen:epoch_examples], (-1, cfg.batch_size))[:, low:high], (-1,))
             return tf.data.Dataset.from_tensor_slices((tf.fill(tf.shape(order), epoch), order))
 
-        def shuffled(index: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            order = tf.random.experimental.stateless_shuffle(tf.range(tf.size(index)), seed)
-            return tf.gather(index, order), tf.gather(data, order)
+        def shuffled(block: tf.Tensor, records: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+            own = seed + tf.stack([0, tf.cast(block, tf.int32)])
+            order = tf.random.experimental.stateless_shuffle(tf.range(tf.size(records[0])), own)
+            return tuple(tf.gather(each, order) for each in records)
 
         # tf.data's own shuffle takes no seed of an epoch once a global seed is set, and would depend on it
-        records = split.store.encoded().batch(STREAM_SHUFFLE).map(shuffled).unbatch()
+        records = split.store.encoded().batch(STREAM_SHUFFLE).enumerate().map(shuffled).unbatch()
         records = _rows(records.take(epoch_examples).skip(seen), low, high, cfg.batch_size)
         return records.map(lambda index, data: (epoch, index, data))
 
