@@ -38,6 +38,7 @@ AIMS = (
     Aim("hard_24", "thumbnet", "bicubic", 0.80, share=True),
     Aim("plant_64", "thumbnet", ORIGINAL, 0.0),
     Aim("plant_64", "thumbnet_72", ORIGINAL, 0.0),
+    Aim("plant_64", "narrow_thumbnet_72", ORIGINAL, 0.0),
     Aim("plant_32", "thumbnet", ORIGINAL, -0.5),
     Aim("plant_32", "narrow_thumbnet", ORIGINAL, -0.5),
     Aim("plant_32", "thumbnet_100", ORIGINAL, -0.5),
