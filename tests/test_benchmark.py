@@ -115,7 +115,7 @@ def test_mistakes_are_named(run_copy, monkeypatch):
     for name in ("direct", "bicubic", "thumbnet"):
         (run_copy.path / name / "done.json").unlink()
     with pytest.raises(UserError, match="reads thumbnails; train one first. Received: original of .*copy"):
-        benchmark.main(benchmark.Options(run_dir=str(run_copy.path)))
+        benchmark.main(benchmark.Options(run_dir=str(run_copy.path), method="original"))
     with pytest.raises(UserError, match="--method must be one finished in this run: original. Received: 'thumbnet'"):
         benchmark.main(benchmark.Options(run_dir=str(run_copy.path), method="thumbnet"))
     monkeypatch.setattr(peak_memory.os, "access", lambda *_: False)

@@ -145,7 +145,7 @@ def test_a_folder_with_other_files_is_refused(config, tmp_path):
 
 
 def test_a_second_process_is_kept_out(config, tmp_path):
-    with RunDir(tmp_path / "run").lock(), pytest.raises(UserError, match="another process is training in --run_dir"):
+    with RunDir(tmp_path / "run").lock(), pytest.raises(UserError, match="another process is at work in --run_dir"):
         train(config())
 
 
@@ -215,6 +215,7 @@ def test_evaluate_needs_a_run(tmp_path):
 def test_a_mistake_before_the_first_step_can_be_corrected(config, direct_run, tmp_path):
     mistakes = [
         ({"dataset": "folder:nowhere"}, "--dataset=folder:PATH takes an existing folder; .* Received: nowhere"),
+        ({"dataset": "folder:"}, "--dataset=folder:PATH takes a path; write folder:. for .* Received: none"),
         ({"batch_size": 999}, "--batch_size must not exceed the 27 train images; lower it or add images"),
         ({"teacher": "nowhere"}, "Received: nowhere, which holds no run"),
         ({"fm_tap": "stage9"}, "--fm_tap must be one of stage1, stage2 for this backbone. Received: 'stage9'"),

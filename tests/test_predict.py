@@ -165,10 +165,18 @@ def test_images_that_exif_says_to_turn_are_told(tiny_run, disc_files, tmp_path, 
     assert "EXIF" not in caplog.text
 
 
-def test_default_method_is_thumbnet_else_the_last_finished(tiny_run, run_copy):
+def test_default_method_is_thumbnet_else_the_last_of_a_finished_run(tiny_run, run_copy):
     assert predict.choose_method(tiny_run, "") == "thumbnet"
     assert predict.choose_method(tiny_run, "direct") == "direct"
     (run_copy.path / "thumbnet" / "done.json").unlink()
+    unfinished = (
+        "a finished run, or --method name one of original, direct, bicubic; the command .* goes on with thumbnet"
+    )
+    with pytest.raises(UserError, match=unfinished):
+        predict.choose_method(run_copy, "")
+    assert predict.choose_method(run_copy, "bicubic") == "bicubic"
+    config = run_copy.path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"methods": ["direct", "bicubic"]}))
     assert predict.choose_method(run_copy, "") == "bicubic"
     for method in ("thumbnet", "nonsense"):
         with pytest.raises(UserError, match=rf"finished in this run: original, direct, bicubic. Received: '{method}'"):

@@ -93,6 +93,11 @@ def test_tfds_mistakes_are_told(dataset, message, tiny_dir):
     assert "Received: " in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_folder_without_its_word_is_told(tmp_path):
+    with pytest.raises(UserError, match=rf"did you mean folder:{tmp_path}\? Received: {tmp_path}"):
+        load(str(tmp_path))
+
+
 def test_set_of_another_kind_is_told():
     with tfds.testing.mock_data(num_examples=3), pytest.raises(UserError, match=r"Image and a ClassLabel.*Text"):
         load("imdb_reviews")

@@ -126,7 +126,7 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     try:
         return absl_flags.FLAGS(list(argv))
     except (absl_flags.Error, UnicodeDecodeError) as error:
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()).removeprefix("ERROR:: ")
         sys.exit(_fail(f"{text} (--help lists the flags)", USAGE_ERROR))
 
 

@@ -30,7 +30,7 @@ from thumbnet_tf.evaluate import load_parts
 from thumbnet_tf.files import saving, write_atomically
 from thumbnet_tf.progress import track
 from thumbnet_tf.runs import RunDir
-from thumbnet_tf.stages import METHODS
+from thumbnet_tf.stages import METHODS, students
 
 DEFAULT_METHOD = "thumbnet"
 BATCH_SIZE = 32
@@ -128,7 +128,7 @@ def predict_files(
 
 
 def choose_method(run: RunDir, method: str, *, of_thumbnails: bool = False) -> str:
-    """Returns the method to use: the one named, else `thumbnet`, else the last finished, if it can be of thumbnails.
+    """Returns the method to use: the one named, else `thumbnet`, else the last of the run, if it can be of thumbnails.
 
     Args:
         run: the run directory.
@@ -136,13 +136,20 @@ def choose_method(run: RunDir, method: str, *, of_thumbnails: bool = False) -> s
         of_thumbnails: whether it must be one that reads thumbnails.
 
     Raises:
-        UserError: when it is not finished, or none is, or it reads no thumbnails and must.
+        UserError: when it is not finished, or none is, or it reads no thumbnails and must; without a name, also when
+            the run goes on and `thumbnet` isn't finished: another method's answers would pass for those meant.
     """
     finished = run.finished_methods()
     if not finished:
         raise UserError(f"--run_dir must hold a finished method; finish thumbnet_tf.train first. Received: {run.path}")
     if method and method not in finished:
         raise UserError(f"--method must be one finished in this run: {', '.join(finished)}. Received: {method!r}")
+    unfinished = [name for name in students(run.config()) if name not in finished]
+    if not method and unfinished and DEFAULT_METHOD not in finished:
+        raise UserError(
+            f"--run_dir must hold a finished run, or --method name one of {', '.join(finished)}; the command that "
+            f"began the run goes on with {', '.join(unfinished)}. Received: {run.path}"
+        )
     small = [name for name in finished if METHODS[name].downscaler != "none"]
     method = method or (DEFAULT_METHOD if DEFAULT_METHOD in finished else (small or finished)[-1])
     if of_thumbnails and method not in small:

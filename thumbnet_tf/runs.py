@@ -127,7 +127,7 @@ class RunDir:
         """Holds the directory for one process.
 
         Raises:
-            UserError: when another process is training in it, it is no run's, or it can't be written.
+            UserError: when another process is at work in it, it is no run's, or it can't be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ class RunDir:
         with file:
             if not take_lock(file):
                 raise UserError(
-                    f"another process is training in --run_dir; wait for it or choose another. Received: {self.path}"
+                    f"another process is at work in --run_dir; wait for it or choose another. Received: {self.path}"
                 )
             yield
 

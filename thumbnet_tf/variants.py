@@ -56,7 +56,8 @@ def possible(chosen: Sequence[str], cfg: Config, kind: str, shipped: keras.Model
         reasons |= dict.fromkeys(qat.VARIANTS, str(error))
     if kind != "learned":
         reasons |= dict.fromkeys(
-            qat.VARIANTS, f"{', '.join(qat.VARIANTS)} need the learned downscaler. Received: {kind}"
+            qat.VARIANTS,
+            f"{', '.join(qat.VARIANTS)} need the learned downscaler. Received: a method that has the {kind} one",
         )
     left = tuple(name for name in chosen if name not in reasons)
     for text in dict.fromkeys(reasons[name] for name in chosen if name in reasons):

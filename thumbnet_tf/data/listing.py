@@ -239,15 +239,16 @@ def _builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
         return FineDetail(config=config or None, **where)
     try:
         return tfds.builder(dataset, **where)
-    except tfds.core.DatasetNotFoundError:
+    except Exception as error:
+        if not isinstance(error, tfds.core.DatasetNotFoundError) and not os.path.isdir(dataset):
+            raise UserError(
+                f"--dataset can't be opened by TFDS ({_line(error)}); correct the name. Received: {dataset}"
+            ) from None
         near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3)
+        near = [f"folder:{dataset}"] if os.path.isdir(dataset) else near
         hint = f"did you mean {', '.join(near)}?" if near else "see tensorflow.org/datasets/catalog."
         raise UserError(
             f"--dataset must be fine_detail, folder:PATH or a TFDS name; {hint} Received: {dataset}"
-        ) from None
-    except Exception as error:
-        raise UserError(
-            f"--dataset can't be opened by TFDS ({_line(error)}); correct the name. Received: {dataset}"
         ) from None
 
 

@@ -107,6 +107,8 @@ def load(cfg: Config, splits: Sequence[str] = SPLITS) -> Dataset:
         UserError: when there is no such dataset, it can't be used, or an image can't be decoded and
             `on_bad_image` is `error`.
     """
+    if cfg.dataset == "folder:":  # as of a variable that isn't set; a Path of it would be the working directory
+        raise UserError("--dataset=folder:PATH takes a path; write folder:. for the folder you are in. Received: none")
     if cfg.dataset.startswith("folder:"):
         found = listing.list_folder(Path(cfg.dataset.removeprefix("folder:")).expanduser())
     else:
