@@ -166,7 +166,7 @@ def load(path: str | os.PathLike, method: str = "") -> Loaded:
     Args:
         path: a run directory; a version's folder of an export, such as `saved_models/thumbnet/1`; or the folder above
             it, for the latest version.
-        method: of a run: a finished method; empty for `thumbnet`, or the last finished one. `original` is the teacher.
+        method: of a run: a finished method; empty for `thumbnet`, or a finished run's last. `original` is the teacher.
 
     Raises:
         UserError: when the path is neither, or what it holds can't be used.

@@ -24,7 +24,7 @@ class Options:
 
     what: str = option("inference", "what to measure", choices=tuple(WHAT))
     run_dir: str = option("", "run directory made by thumbnet_tf.train; default: random models at 224 px")
-    method: str = option("", "finished method of the run; default thumbnet, or the last one of a finished run")
+    method: str = option("", "finished method of the run; default thumbnet, or a finished run's last")
     out: str = option(
         "",
         "folder of the results; default benchmark in <run_dir>/<method>, for training in <run_dir>, else in runs",

@@ -55,7 +55,7 @@ class Options:
     """Options of the command."""
 
     run_dir: str = option("", "run directory made by thumbnet_tf.train")
-    method: str = option("", "finished method to export; default thumbnet, or the last one of a finished run")
+    method: str = option("", "finished method to export; default thumbnet, or a finished run's last")
     out: str = option("saved_models", "folder of all exported models")
     name: str = option("", "the model's name; default the method's")
     version: int = option(0, "the version's number, a new one; 0 = the next", minimum=0)

@@ -43,7 +43,7 @@ class Options:
     """Options of the command."""
 
     run_dir: str = option("", "run directory made by thumbnet_tf.train")
-    method: str = option("", f"finished method to classify by; default {DEFAULT_METHOD}, or the last finished one")
+    method: str = option("", f"finished method to classify by; default {DEFAULT_METHOD}, or a finished run's last")
     top: int = option(3, "labels shown for a file, best first; all of them if there are fewer", minimum=1)
     json: bool = option(False, "write one JSON object a line")
     save_thumbnails: str = option("", "folder to save the thumbnails in as PNG files; made if need be")

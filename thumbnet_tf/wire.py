@@ -57,9 +57,7 @@ class Options:
     """Options of the command."""
 
     run_dir: str = option("", "run directory made by thumbnet_tf.train")
-    method: str = option(
-        "", "finished method that makes thumbnails; default thumbnet, or the last one of a finished run"
-    )
+    method: str = option("", "finished method that makes thumbnails; default thumbnet, or a finished run's last")
     split: str = option("test", "images to measure on", choices=SPLITS)
     uplink_mbps: float = option(10.0, "speed of the device's uplink, Mbit/s", minimum=0.001)
     data_dir: str = option("", "where the data lie now, a folder of images or of TFDS; default as in training")
