@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 def step_bytes(models: Sequence[keras.Model], batch_size: int) -> int:
     """Estimates what a training step keeps: all layers' outputs, which wait for the gradients.
 
-    Steps of ResNet-18 were measured to take 0.6 to 1.4 times as much at their peak (`tests/test_memory.py`).
+    At its peak a step of ResNet-18 takes between half and one and a half times as much (`tests/test_memory.py`).
 
     Args:
         models: the flat functional models that are trained, with fixed spatial sizes.
