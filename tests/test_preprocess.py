@@ -121,6 +121,16 @@ def test_eval_crop_cuts_first_and_resizes_like_pillow(height, width, size, fract
     np.testing.assert_array_equal(preprocess.eval_crop(tf.constant(outside), size, fraction), result)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (60, 50), (31, 40), (300, 400)])
+def test_resizing_one_side_after_the_other_changes_no_pixel(shape):
+    image, size = tf.constant(picture(*shape)), 32
+    at_once = tf.image.resize(image, (size, size), "bilinear", antialias=True)
+    views = [preprocess.train_view(image, (seed, 1), size, 1.0, True).numpy() for seed in range(8)]
+    expected = np.round(at_once).astype(np.uint8)  # the whole image, for its aspect ratio is an allowed one
+    for view in views:
+        np.testing.assert_array_equal(view if np.array_equal(view, expected) else view[:, ::-1], expected)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (5, 900), (900, 5), (2, 3)])
 def test_tiny_and_long_images(shape):
     image = tf.fill((*shape, 3), tf.constant(201, tf.uint8))
