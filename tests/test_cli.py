@@ -69,6 +69,18 @@ def test_flagfile_name():
     assert flags.flagfile_name(["--epochs=1"]) is None
 
 
+def test_what_is_given_is_known_though_it_be_the_default(tmp_path):
+    (tmp_path / "some.flags").write_text(f"--run_dir={Config.run_dir}\n")
+    values = absl_flags.FlagValues()
+    absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
+    flags.define(Config, flag_values=values)
+    values(["train", "--epochs=3", f"--flagfile={tmp_path}/some.flags"])
+    assert [name for name in ("run_dir", "epochs", "ratio", "other") if flags.is_given(name, values)] == [
+        "run_dir",
+        "epochs",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,6 +1,8 @@
 """The client and its server: what is tried again, what ends the command, and how a server is addressed."""
 
+import base64
 import json
+import pathlib
 import threading
 import time
 import types
@@ -11,8 +13,9 @@ import pytest
 import tensorflow as tf
 from run_helpers import CLASSES
 from serving_helpers import LOCAL, columns, free_port, http_server
+from tensorflow_serving.apis import predict_pb2
 
-from thumbnet_tf import client, client_transport
+from thumbnet_tf import client
 from thumbnet_tf.client import Options
 from thumbnet_tf.client_transport import GrpcTransport, RestTransport, Target
 from thumbnet_tf.config import UserError
@@ -21,8 +24,14 @@ from thumbnet_tf.config import UserError
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch) -> list[float]:
     """Makes pauses between tries short, and returns a list of those asked for."""
-    asked, sleep = [], time.sleep
-    monkeypatch.setattr(client_transport.time, "sleep", lambda seconds: (asked.append(seconds), sleep(0.01))[1])
+    asked = []
+
+    class Quick(threading.Event):
+        def wait(self, timeout):
+            asked.append(timeout)
+            return super().wait(0.01)
+
+    monkeypatch.setattr(client, "Event", Quick)
     return asked
 
 
@@ -78,6 +87,7 @@ def test_a_refused_request_is_not_sent_again_but_its_images_are(disc_files, caps
         (400, json.dumps({"error": NO_INPUT}), "correct --model, --version, --version_label or --signature"),
         (400, json.dumps({"error": NO_SIGNATURE}), "'serving_default' (HTTP 400 Serving signature name"),
         (400, json.dumps({"error": TOO_MANY}), "lower one or raise the other. Received: HTTP 400 Task size 64 is"),
+        (200, '{"predictions": [{"classes": 5, "scores": [1]}]}', "with classes and scores; see --model"),
         (404, '{"error": "no such model"}', "no such model"),
         (500, "<html>broken</html>", "the server failed; see its log. Received: HTTP 500 (<html>broken</html>)"),
     ],
@@ -140,6 +150,36 @@ def test_a_hanging_server_is_given_up(disc_files, pauses):
         finally:
             release.set()
     assert len(seen) == 3
+
+
+def test_a_command_that_ends_does_not_wait_for_a_server_that_hangs(disc_files, pauses):
+    release, bad = threading.Event(), base64.b64encode(pathlib.Path(disc_files[0]).read_bytes()).decode()
+
+    def answer(body, number):
+        if body["instances"] == [{"image_bytes": {"b64": bad}}]:
+            return 400, '{"error": "no image"}'
+        release.wait()
+        return 200, predictions(1)
+
+    options = {"files": tuple(disc_files[:4]), "batch_size": 1, "workers": 2, "timeout_seconds": 0.5, "retries": 20}
+    with http_server(answer) as (address, seen):
+        try:
+            with pytest.raises(UserError, match=f"an image was refused.*Received: {disc_files[0]} "):
+                client.main(Options(rest=address, **options))
+            assert len(pauses) <= 2 and len(seen) <= 4
+        finally:
+            release.set()
+
+
+@pytest.mark.parametrize("classes", [[[1, 2]], ["cat"], 3, [["cat", "dog", "cow"]]])
+def test_grpc_answers_of_another_kind_are_one_line(classes):
+    transport = GrpcTransport(Target("localhost:1", "other", 0, "", "serving_default", 1))
+    outputs = {"classes": tf.make_tensor_proto(classes), "scores": tf.make_tensor_proto([[0.75, 0.25]])}
+    response = predict_pb2.PredictResponse(outputs=outputs)
+    transport._stub = types.SimpleNamespace(Predict=lambda request, timeout: response)
+    with pytest.raises(UserError, match=r"with classes and scores.*Received: another answer from localhost:1 \(\w+: "):
+        transport.predict([b"image"])
+    transport.close()
 
 
 @pytest.mark.parametrize("kind", ["rest", "grpc"])

@@ -79,6 +79,9 @@ def test_missing_and_broken_answers_are_told_and_made_anew(run, dataset, monkeyp
             run.logits("thumbnet", "test")
         evaluate.evaluate(run, dataset)
         np.testing.assert_array_equal(run.logits("thumbnet", "test"), whole)
+    np.save(path, whole[:-1])  # of other images
+    evaluate.evaluate(run, dataset)
+    np.testing.assert_array_equal(run.logits("thumbnet", "test"), whole)
 
 
 def test_a_run_whose_teacher_is_not_finished_is_refused(run, dataset):

@@ -26,6 +26,15 @@ def test_a_split_by_an_unknown_name_is_told(tmp_path):
         load(f"folder:{tmp_path}")
 
 
+@pytest.mark.parametrize("name", ["caf\udce9", "two\nlines"])
+def test_a_class_that_no_file_of_labels_can_hold_is_told(name, tmp_path):
+    write_folder(tmp_path, {name: 3, "dog": 3})
+    with pytest.raises(
+        UserError, match=r"one line of UTF-8 text; rename its folder.*Received: '(caf\\udce9|two\\nlines)'"
+    ):
+        load(f"folder:{tmp_path}")
+
+
 def test_images_below_a_class_are_told(tmp_path, caplog):
     caplog.set_level("WARNING", "thumbnet_tf")
     write_folder(tmp_path, {"cat": 20, "dog": 20})

@@ -45,6 +45,13 @@ def test_a_run_lies_where_its_flagfile_is_named(arguments, values, run_dir, trai
     )
 
 
+def test_a_run_lies_where_run_dir_says_even_if_that_is_the_default(trained, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "--flagfile=a/mine.flags", f"--run_dir={Config.run_dir}"])
+    monkeypatch.setattr(module.flags, "is_given", lambda name: name == "run_dir")
+    assert module.main(Config()) == 0
+    assert [cfg.run_dir for cfg in trained] == [Config.run_dir]
+
+
 @pytest.mark.parametrize(
     ("stop", "said"),
     [

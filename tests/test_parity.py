@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from thumbnet_tf import card, parity, thumbnet
+from thumbnet_tf import card, intake, parity, thumbnet
 from thumbnet_tf.config import UserError
 from thumbnet_tf.csv_files import read_rows
-from thumbnet_tf.data import sources
+from thumbnet_tf.data import pipeline, sources
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_row_counts_what_differs():
     class Any(parity.Subject):
         num_bytes = 5
 
-    row = parity._row(Any("thumbnet", "int8", None), scores, expected, labels, 1, times)
+    row = parity._row(Any("thumbnet", "int8", None), scores, expected, labels, times, 1)
     # right: artifact 1st and 4th, Keras 1st, 2nd and 4th; the answers differ in the 2nd, by 0.8 - 0.4
     assert (row["top1"], row["keras_top1"], row["agreement"]) == ("0.500000", "0.750000", "0.750000")
     assert (row["max_score_diff"], row["latency_ms_p50"], row["bytes"]) == ("0.4", "2.500", 5)
@@ -67,8 +67,44 @@ def test_row_counts_what_differs():
 def test_an_artifact_that_cannot_run_is_one_line(parts, tmp_path):
     models, split, cfg = parts
     (tmp_path / "broken.tflite").write_bytes(b"no model")
-    with pytest.raises(UserError, match="an exported tflite can't be run"):
+    with pytest.raises(UserError, match=r"an exported tflite can't be run \(ValueError: .*; export it again or leave"):
         parity.compare([parity.Subject("thumbnet", "int8", tmp_path / "broken.tflite")], models, split, cfg, (1,))
+
+
+def test_what_a_saved_model_says_of_a_file_is_told(exported, tmp_path):
+    served = parity.Subject("thumbnet", parity.SAVED_MODEL, exported, "serving_default")
+    parity._write_files(tmp_path / "originals.files", iter([b"no image"]))
+    with pytest.raises(UserError, match=r"must be whole images \(JPEG, .* at positions\] \[0\]\); export it again$"):
+        parity.run(tmp_path, parity.SAVED_MODEL, [served], 1, 1)
+
+
+def test_images_that_a_server_refuses_are_left_out_and_named(exported, parts, monkeypatch, caplog):
+    models, split, cfg = parts
+    served = [parity.Subject("thumbnet", parity.SAVED_MODEL, exported, name) for name in ("serving_default", "pixels")]
+    first = next(pipeline.encoded_images(split))
+    monkeypatch.setattr(intake, "is_small_enough", lambda data: data != first)
+    of_files, of_pixels = parity.compare(served, models, split, cfg, (1,))
+    assert (of_files["examples"], of_pixels["examples"]) == (split.num_examples - 1, split.num_examples)
+    assert of_files["agreement"] == of_pixels["agreement"] == "1.000000"
+    assert float(of_files["max_score_diff"]) < 1e-5
+    assert "1 test images have more than 50 million pixels or 100 scans, which a server refuses" in caplog.text
+    assert caplog.text.rstrip().endswith(f"such as {split.names[0]}")
+    monkeypatch.setattr(intake, "is_small_enough", lambda data: data == "")
+    with pytest.raises(
+        UserError, match="at least one test image must have no more than 50 million pixels or 100 scans"
+    ):
+        parity.compare(served, models, split, cfg, (1,))
+
+
+def test_small_enough_is_what_a_server_takes(monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    files = [tf.io.encode_png(image), tf.io.encode_jpeg(image)]
+    for limit, expected in ((30 * 40, True), (30 * 40 - 1, False)):
+        monkeypatch.setattr(intake, "MAX_PIXELS", limit)
+        assert [bool(intake.is_small_enough(file)) for file in files] == [expected, expected]
+    monkeypatch.setattr(intake, "MAX_SCANS", 0)
+    monkeypatch.setattr(intake, "MAX_PIXELS", 30 * 40)
+    assert [bool(intake.is_small_enough(file)) for file in files] == [True, False]
 
 
 def test_a_worker_that_is_killed_is_not_the_artifact_s_fault(tmp_path, monkeypatch):

@@ -126,6 +126,12 @@ def test_thumbnails_of_same_named_files_have_different_names(tmp_path, monkeypat
     assert thumbnail_name("a/cat.jpg").startswith("cat-")
 
 
+def test_a_folder_that_can_not_be_read_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=rf"must be readable; allow it or give another. Received: {tmp_path}$"):
+        list_images([str(tmp_path)])
+
+
 def test_folders_are_listed_deeply_in_natural_order(tmp_path):
     images = ("b/10.png", "b/9.JPG", "b/c/1.webp", "A.gif", "b/extra.png/2.png")
     for name in (*images, "b/note.txt", ".hidden/1.png", "b/.1.png"):
@@ -216,6 +222,9 @@ def test_mistakes_are_told(tiny_run, run_copy, disc_files, tmp_path):
         run(from_thumbnails=True, save_thumbnails="t")
     (run_copy.path / "data.json").write_text("{")
     with pytest.raises(UserError, match=r"data.json can't be read \(JSONDecodeError\); restore it"):
+        run(run_dir=str(run_copy.path))
+    (run_copy.path / "data.json").write_text("[]")
+    with pytest.raises(UserError, match=r"data.json can't be read \(ValueError\); restore it"):
         run(run_dir=str(run_copy.path))
     shutil.copy(tiny_run.path / "data.json", run_copy.path)
     (run_copy.path / "thumbnet" / "student.keras").write_bytes(b"broken")

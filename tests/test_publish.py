@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pathlib
 import signal
 import subprocess
 import sys
@@ -98,3 +99,19 @@ def test_manifest_lists_every_file_with_its_digest(tmp_path):
 def test_a_folder_without_manifest_is_no_export(tmp_path):
     with pytest.raises(UserError, match=r"holds a manifest\.json; give one\. Received"):
         publish.read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(UserError, match=r"holds a manifest\.json; give one\. Received"):
+        publish.read_manifest(tmp_path)
+
+
+def test_what_can_not_be_read_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "labels.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(UserError, match=r"labels.txt must hold UTF-8 text; .*Received: UnicodeDecodeError"):
+        publish.read_labels(tmp_path)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", refuse)
+    with pytest.raises(UserError, match=rf"must be readable; .*Received: {tmp_path} \(Permission denied\)"):
+        publish.versions(tmp_path)

@@ -104,9 +104,10 @@ def growing(folder: pathlib.Path, num_bytes: int) -> Iterator[None]:
 
 def _size(folder: pathlib.Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
-            total += path.stat().st_size if path.is_file() else 0
+    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+        for path in folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                total += path.stat().st_size if path.is_file() else 0
     return total
 
 

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import numpy as np
 
@@ -108,8 +109,14 @@ class Client:
             downscaler: what turns images into thumbnails before they are sent; None sends files as they are.
         """
         self._transport, self._retries, self._downscaler = transport, retries, downscaler
+        self._stopped = Event()
         self.seconds: list[float] = []  # of each answered request; appending is safe from any thread
         self.sent: list[int] = []  # its bytes
+
+    def stop(self) -> None:
+        """Gives up what is under way in other threads."""
+        self._stopped.set()
+        self._transport.close()
 
     def classify(self, files: Sequence[str]) -> list[Answer]:
         """Classifies one batch of files; if it is refused, file by file, so that only the bad ones fail.
@@ -161,7 +168,7 @@ class Client:
             start = time.perf_counter()
             return *self._transport.predict(images), time.perf_counter() - start
 
-        rows, sent, seconds = with_retries(attempt, self._retries, self._transport.target.address)
+        rows, sent, seconds = with_retries(attempt, self._retries, self._transport.target.address, self._stopped)
         self.seconds.append(seconds)
         self.sent.append(sent)
         return {file: Answer(file, top) for (file, _), top in zip(items, rows, strict=True)}
@@ -265,8 +272,8 @@ def main(options: Options) -> None:
             elif not options.output:
                 print(_line(answers[-1]), flush=True)
     finally:
+        client.stop()  # before the end of `found`, which waits for what is under way
         found.close()
-        transport.close()
         if options.output and answers:  # also those before an error
             _write(output, answers)
     failed = sum(bool(answer.error) for answer in answers)

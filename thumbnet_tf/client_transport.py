@@ -11,7 +11,6 @@ import json
 import random
 import re
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -146,9 +145,9 @@ class GrpcTransport:
             self.versions.add(answer.model_spec.version.value)
         try:
             classes, scores = (tf.make_ndarray(answer.outputs[key]) for key in ("classes", "scores"))
-        except (TypeError, ValueError) as error:
+            names = [[name.decode("utf-8", "replace") for name in row] for row in classes]
+        except (AttributeError, TypeError, ValueError) as error:
             raise _unreadable(target, error) from None
-        names = [[name.decode("utf-8", "replace") for name in row] for row in classes]
         return _rows(target, len(images), names, scores), request.ByteSize()
 
     def _explained(self, error: grpc.RpcError) -> Exception:
@@ -206,7 +205,7 @@ class RestTransport:
             raise self._explained(answer)
         try:
             predictions = answer.json()["predictions"]
-            names = [row["classes"] for row in predictions]
+            names = [list(row["classes"]) for row in predictions]
             scores = np.array([row["scores"] for row in predictions], float)
         except (ValueError, KeyError, TypeError) as error:
             raise _unreadable(target, error) from None
@@ -228,13 +227,14 @@ class RestTransport:
         return UserError(f"the server failed; see its log. Received: HTTP {answer.status_code} ({one_line(details)})")
 
 
-def with_retries(attempt: Callable[[], _T], retries: int, address: str) -> _T:
+def with_retries(attempt: Callable[[], _T], retries: int, address: str, stopped: threading.Event) -> _T:
     """Calls `attempt` until it gives an answer, with growing random pauses between.
 
     Args:
         attempt: what may raise `UnavailableError`.
         retries: how often to try again.
         address: what was asked, for the message.
+        stopped: set when nobody waits for the answer any more: then it isn't tried again.
 
     Returns:
         What `attempt` returns.
@@ -246,13 +246,13 @@ def with_retries(attempt: Callable[[], _T], retries: int, address: str) -> _T:
         try:
             return attempt()
         except UnavailableError as error:
-            if failed == retries:
+            # random, so that many clients of a server that was away don't come back all at once
+            pause = random.uniform(0.5, 1) * min(FIRST_PAUSE * 2**failed, LONGEST_PAUSE)
+            if failed == retries or stopped.wait(pause):
                 raise UserError(
                     f"the server must answer; start it as saved_models/README.md says, correct the address or raise "
-                    f"--timeout_seconds. Received: nothing from {address} in {retries + 1} tries (last: {error})"
+                    f"--timeout_seconds. Received: nothing from {address} in {failed + 1} tries (last: {error})"
                 ) from None
-        # random, so that many clients of a server that was away don't come back all at once
-        time.sleep(random.uniform(0.5, 1) * min(FIRST_PAUSE * 2**failed, LONGEST_PAUSE))
 
 
 def one_line(text: str, longest: int = 300) -> str:

@@ -70,7 +70,7 @@ def resources(options: Options) -> dict[str, Resource]:
             "variant": options.variant,
             "has_teacher": teacher.is_file(),
         }
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"the export's manifest lacks {error}; export it again. Received: {folder}") from None
     found["/config.json"] = Resource(json.dumps(config).encode(), ".json")
     return found | _litert(pathlib.Path(options.litert_dir).expanduser())

@@ -119,7 +119,8 @@ def _logits(
     for name, split in splits.items():
         with contextlib.suppress(UserError):  # what is missing or broken is computed anew
             found[name] = run.logits(method, name)
-            continue
+            if found[name].shape == (split.num_examples, classes):
+                continue
         found[name] = _evaluated(predict, classes, method, split, cfg)
         content = io.BytesIO()
         np.save(content, found[name])

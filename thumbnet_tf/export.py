@@ -125,6 +125,7 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
     method = choose_method(run, options.method, of_thumbnails=True)
     cfg = sources.moved(run.config(), options.data_dir).resolved()
     classes = run.data_facts()["classes"]
+    sources.check_class_names(classes)
     name = options.name or method
     names = [*(f"{name}_{other}" for other in dict.fromkeys(options.also)), name]
     root = pathlib.Path(options.out)
@@ -136,6 +137,7 @@ def export(options: Options) -> tuple[pathlib.Path, list[str]]:
     models = thumbnet.deployed(run.load_model(method, "shipped"), run.load_model(ORIGINAL, "teacher"))
     chosen = variants.possible(options.variants, cfg, METHODS[method].downscaler, models.shipped)
     with run.lock(), publish.staging(root, names, options.version) as (version, folders):
+        _check_labels(root / name, classes, options)  # again: another export may have ended since
         folder = folders[name]
         served = _write_saved_models(cfg, classes, models, name, folders)
         variants.write(

@@ -1,8 +1,10 @@
 """Files that are old or new and never half, errors of writing in one line, locks between processes."""
 
 import contextlib
+import errno
 import fcntl
 import io
+import logging
 import os
 import pathlib
 import re
@@ -34,6 +36,38 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
         os.replace(partial, path)
 
 
+@contextlib.contextmanager
+def logging_to(path: pathlib.Path) -> Iterator[None]:
+    """Appends the package's log to a file for a while.
+
+    Raises:
+        UserError: when it can't be opened.
+    """
+    with saving(path):
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    package = logging.getLogger("thumbnet_tf")
+    package.setLevel(logging.INFO)
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that never gets in the way: where the disk is full, lines are lost, and no error hides another."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Passes over a line that can't be written."""
+
+    def close(self) -> None:
+        """Closes the file, whether or not its last lines can be written."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def write_figure(path: pathlib.Path, figure: Any, **how: Any) -> None:
     """Writes a figure of matplotlib as a PNG file, old or new and never half.
 
@@ -62,8 +96,12 @@ def sync(path: pathlib.Path) -> None:
 def reason(error: OSError | tf.errors.OpError) -> str:
     """Returns in one line what the system or TensorFlow says went wrong."""
     text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
-    text = re.sub(r"\[\[.*?\]\]|\{\{.*?\}\}|\[Op:\w*\]", "", text)  # TensorFlow's names of nodes
-    return " ".join(text.split())
+    return " ".join(without_nodes(text).split())
+
+
+def without_nodes(text: str) -> str:
+    """Returns a message of TensorFlow's without the places in the graph that it names."""
+    return re.sub(r"\[\[.*?\]\]|\{\{.*?\}\}|\[Op:\w*\]", "", text)
 
 
 @contextlib.contextmanager
@@ -74,9 +112,11 @@ def saving(path: pathlib.Path) -> Iterator[None]:
     except MACHINE_LOST:  # while all save
         raise
     except (OSError, tf.errors.OpError) as error:
+        full = getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT)  # libraries' errors have none
+        mend = "Make room, then" if full else "Make it writable or choose another place, then"
         raise UserError(
             f"{path} can't be written ({reason(error)[-150:]}); what was saved before is intact. "
-            "Make room, then give the same command again"
+            f"{mend} give the same command again"
         ) from error
 
 

@@ -112,6 +112,11 @@ def parsed(
     return options_type(**values)
 
 
+def is_given(name: str, flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> bool:
+    """Returns whether a flag stood on the parsed command line, or in a flagfile that it named."""
+    return name in flag_values and flag_values[name].present > 0
+
+
 def flagfile_name(argv: Sequence[str]) -> str | None:
     """Returns the path of the last `--flagfile` on a command line, or None."""
     path = None

@@ -65,6 +65,11 @@ def read_images(
     return map_images(lambda file: prepare(preprocess.decode_image(file)), checked, ready)
 
 
+def is_small_enough(data: tf.Tensor) -> tf.Tensor:
+    """Returns whether a file that can be decoded, a string scalar, is within the limits of pixels and scans."""
+    return (_scans(data) <= MAX_SCANS) & (tf.reduce_prod(_extent(data, _jpeg_extent)) <= MAX_PIXELS)
+
+
 def map_images(function: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor, result: tf.TensorSpec) -> tf.Tensor:
     """Returns what a function makes of each image of a request, few at a time.
 

@@ -6,6 +6,7 @@ turns so that a disturbance of the machine hits all alike.
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import pathlib
@@ -20,10 +21,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from thumbnet_tf import parity_worker
+from thumbnet_tf import intake, parity_worker
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
-from thumbnet_tf.files import saving
+from thumbnet_tf.files import saving, without_nodes
 from thumbnet_tf.progress import track
 from thumbnet_tf.thumbnet import Deployed
 
@@ -43,6 +44,8 @@ COLUMNS = (
 )
 THREADS = (1, 2)
 SAVED_MODEL = "saved_model"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +109,8 @@ def compare(
     Returns:
         A row by `COLUMNS` for each subject and number of threads: `top1` of the artifact (a downscaler's with Keras' S
         behind it, a classifier's on Keras' thumbnails), Keras' own, the share of equal answers, an image's largest
-        difference of a probability (median over the images, and the largest), and milliseconds for one image.
+        difference of a probability (median over the images, and the largest), and milliseconds for one image. What
+        takes files isn't shown images that are larger than a server takes; `examples` counts the others.
 
     Raises:
         UserError: when an artifact can't be run, or there is no room for temporary files.
@@ -114,7 +118,7 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="thumbnet-parity-") as name:
         folder = pathlib.Path(name)
         scores = _scorer(models.student, cfg.batch_size)
-        expected = _prepare(folder, subjects, models, split, cfg, len(threads))
+        expected, shown = _prepare(folder, subjects, models, split, cfg, len(threads))
         rows = []
         for count in threads:
             for runtime in sorted({subject.runtime for subject in subjects}):
@@ -124,19 +128,25 @@ def compare(
                     if subject.artifact == "downscaler":
                         values = scores(values)
                     truth = expected["classifier" if subject.artifact == "downscaler" else subject.artifact]
-                    rows.append(_row(subject, values, truth, split.labels, count, times))
+                    of_input = (each[shown[subject.input]] for each in (values, truth, split.labels, times))
+                    rows.append(_row(subject, *of_input, count))
     place = {(subject.artifact, subject.variant): index for index, subject in enumerate(subjects)}
     return sorted(rows, key=lambda row: (place[row["artifact"], row["variant"]], row["threads"]))
 
 
 def _prepare(
     folder: pathlib.Path, subjects: Sequence[Subject], models: Deployed, split: sources.Split, cfg: Config, turns: int
-) -> dict[str, np.ndarray]:
-    """Writes what the subjects take in each of some turns, and returns Keras' probabilities (n, C) by artifact.
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Writes what the subjects take in each of some turns.
 
-    Those of `classifier` are S's on thumbnails as files hold them: whole numbers, whatever the run's thumbnails are.
+    Returns:
+        Keras' probabilities (n, C) by artifact, those of `classifier` on thumbnails as files hold them: whole numbers,
+        whatever the run's thumbnails are. And by input whether it shows an image, bool (n,).
     """
     count, needed = split.num_examples, {subject.input for subject in subjects}
+    shown = {name: np.ones(count, bool) for name in needed}
+    if "originals.files" in needed:
+        shown["originals.files"] = _write_originals(folder / "originals.files", split)
     shapes = {
         "images": (count, cfg.image_size, cfg.image_size, 3),
         "thumbnails": (count, *models.student.input_shape[1:]),
@@ -144,7 +154,8 @@ def _prepare(
     classes = models.shipped.output["logits"].shape[-1]
     of_thumbnails, of_scores = math.prod(shapes["thumbnails"]), 4 * count * classes  # bytes
     answers = turns * sum(of_thumbnails if subject.artifact == "downscaler" else of_scores for subject in subjects)
-    size, free = sum(map(math.prod, shapes.values())) + answers, shutil.disk_usage(folder).free
+    as_files = of_thumbnails if "thumbnails.files" in needed else 0
+    size, free = sum(map(math.prod, shapes.values())) + as_files + answers, shutil.disk_usage(folder).free
     if size > free:  # mapped into memory: writing beyond the disk would kill the process
         raise UserError(
             f"temporary files need {size / 2**20:.0f} MB in {folder.parent}; make room there, or name another folder "
@@ -177,11 +188,33 @@ def _prepare(
             for name, values in scores.items():
                 expected[name][ids] = values.numpy()[real]
             bar.update(len(ids))
-    if "originals.files" in needed:
-        _write_files(folder / "originals.files", pipeline.encoded_images(split))
     if "thumbnails.files" in needed:
         _write_files(folder / "thumbnails.files", (tf.io.encode_png(image).numpy() for image in arrays["thumbnails"]))
-    return expected
+    return expected, shown
+
+
+def _write_originals(path: pathlib.Path, split: sources.Split) -> np.ndarray:
+    """Writes a split's whole images, nothing in place of those that a server refuses, and returns which are there."""
+    takes = tf.function(intake.is_small_enough, input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
+    shown = np.zeros(split.num_examples, bool)
+
+    def files() -> Iterator[bytes]:
+        for index, data in enumerate(pipeline.encoded_images(split)):
+            shown[index] = takes(data)
+            yield data if shown[index] else b""
+
+    _write_files(path, files())
+    limits = f"{intake.MAX_PIXELS // 10**6} million pixels or {intake.MAX_SCANS} scans"
+    if not shown.any():
+        raise UserError(f"at least one test image must have no more than {limits}, as a server takes them")
+    if not shown.all():
+        left_out = [split.names[index] for index in np.flatnonzero(~shown)]
+        _log.warning(
+            "%d test images have more than %s, which a server refuses: what takes files is compared without them, "
+            "such as %s",
+            *(len(left_out), limits, left_out[0]),
+        )
+    return shown
 
 
 def _write_files(path: pathlib.Path, files: Iterator[bytes]) -> None:
@@ -235,15 +268,17 @@ def run(
     ):
         for line in process.stdout:
             bar.update(int(line))
-        if process.wait() in (-signal.SIGKILL, -signal.SIGTERM):
+        if process.wait() in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGBUS):
             raise UserError(
-                f"the process that runs every exported {runtime} was ended from outside, as happens when memory "
-                f"is short; free some, or export fewer --variants. Received: signal {-process.returncode}"
+                f"the process that runs every exported {runtime} was ended from outside, as happens when memory is "
+                f"short, or the disk; free some, or export fewer --variants. Received: signal {-process.returncode}"
             )
         if process.returncode:
             errors.seek(0)
-            last = [line.strip() for line in errors if line.strip()][-1:] or [f"exit code {process.returncode}"]
-            raise UserError(f"an exported {runtime} can't be run ({last[0][:200]}); export it again or leave it out")
+            said = [line.strip() for line in without_nodes(errors.read()).splitlines() if line.strip()]
+            last = said[-1] if said else f"exit code {process.returncode}"
+            instead = "" if runtime == SAVED_MODEL else " or leave it out"
+            raise UserError(f"an exported {runtime} can't be run ({last[:300]}); export it again{instead}")
     return [
         (np.load(f"{model['output']}.npy", mmap_mode="r"), np.load(f"{model['output']}.ms.npy")) for model in models
     ]
@@ -264,7 +299,7 @@ def _scorer(student: keras.Model, batch_size: int) -> Callable[[np.ndarray], np.
 
 
 def _row(
-    subject: Subject, scores: np.ndarray, expected: np.ndarray, labels: np.ndarray, threads: int, times: np.ndarray
+    subject: Subject, scores: np.ndarray, expected: np.ndarray, labels: np.ndarray, times: np.ndarray, threads: int
 ) -> Mapping[str, object]:
     best, differences = scores.argmax(-1), np.abs(scores - expected).max(-1)
     return {

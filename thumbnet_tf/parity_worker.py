@@ -21,32 +21,36 @@ _LOADED: dict[str, Any] = {}  # SavedModels by their folders: one has several si
 
 
 def main(job: dict[str, Any]) -> None:
-    """Runs every model of a job over all its inputs and writes `<output>.npy` and `<output>.ms.npy`."""
+    """Runs every model of a job over all its inputs and writes `<output>.npy` and `<output>.ms.npy`.
+
+    An empty file stands for what a model isn't to be shown: its answer and its milliseconds stay 0.
+    """
     load = {"tflite": _tflite, "saved_model": _saved_model}[job["runtime"]]
     models = [load(spec) for spec in job["models"]]
     inputs = [_inputs(spec["input"]) for spec in job["models"]]
     counts = [len(values) for values in inputs]
     outputs: list[np.ndarray] = []  # on the disk: those of a large split wouldn't fit into memory
     for spec, model, values in zip(job["models"], models, inputs, strict=True):
-        first = model(values[0])
+        first = model(next(value for value in values if len(value)))
         shape = (len(values), *first.shape)
         outputs.append(np.lib.format.open_memmap(f"{spec['output']}.npy", "w+", first.dtype, shape))
-    times: list[list[float]] = [[] for _ in models]
+    times = [np.zeros(count) for count in counts]
     for start in range(0, max(counts), BLOCK):
         for index, model in enumerate(models):
-            stop = min(start + BLOCK, counts[index])
-            for _ in range(WARM_UP if start < stop else 0):
-                model(inputs[index][start])
-            for position in range(start, stop):
+            places = range(start, min(start + BLOCK, counts[index]))
+            shown = [position for position in places if len(inputs[index][position])]
+            for _ in range(WARM_UP if shown else 0):
+                model(inputs[index][shown[0]])
+            for position in shown:
                 value = inputs[index][position]
                 before = time.perf_counter()
                 answer = model(value)
-                times[index].append(1000 * (time.perf_counter() - before))
+                times[index][position] = 1000 * (time.perf_counter() - before)
                 outputs[index][position] = answer
-            print(stop - start, flush=True)
+            print(len(places), flush=True)
     for spec, written, measured in zip(job["models"], outputs, times, strict=True):
         written.flush()
-        np.save(f"{spec['output']}.ms.npy", np.array(measured))
+        np.save(f"{spec['output']}.ms.npy", measured)
 
 
 def _inputs(path: str) -> Any:

@@ -172,6 +172,8 @@ def list_images(files: Sequence[str]) -> list[str]:
         if not path.is_dir():
             found.append(name)
             continue
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise UserError(f"a folder of images must be readable; allow it or give another. Received: {name}")
         inside = [file.relative_to(path) for file in path.rglob("*") if file.is_file()]
         shown = [file for file in inside if not any(part.startswith(".") for part in file.parts)]
         images = sorted((file.as_posix() for file in shown if file.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)

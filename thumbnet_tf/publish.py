@@ -84,10 +84,20 @@ def _lock(folder: pathlib.Path) -> Iterator[None]:
 
 
 def versions(folder: pathlib.Path) -> list[int]:
-    """Returns the numbers of the versions published in a model's folder, rising."""
-    if not folder.is_dir():
+    """Returns the numbers of the versions published in a model's folder, rising.
+
+    Raises:
+        UserError: when it can't be read.
+    """
+    if not os.path.isdir(folder):  # Path's own raises where a folder above can't be entered
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    try:
+        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    except OSError as error:
+        raise UserError(
+            f"the folder of a model's versions must be readable; allow it or choose another. Received: {folder} "
+            f"({error.strerror})"
+        ) from None
 
 
 def version_folder(path: pathlib.Path) -> pathlib.Path:
@@ -96,7 +106,7 @@ def version_folder(path: pathlib.Path) -> pathlib.Path:
     Raises:
         UserError: when the path is neither.
     """
-    if (path / MANIFEST).is_file():
+    if os.path.isfile(path / MANIFEST):
         return path
     if numbers := versions(path):
         return path / str(numbers[-1])
@@ -109,9 +119,16 @@ def write_labels(folder: pathlib.Path, classes: Sequence[str]) -> None:
 
 
 def read_labels(folder: pathlib.Path) -> list[str]:
-    """Returns what `write_labels` wrote, or nothing where there is none."""
+    """Returns what `write_labels` wrote, or nothing where there is none.
+
+    Raises:
+        UserError: when it can't be read.
+    """
     path = folder / LABELS
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        return path.read_text(encoding="utf-8").splitlines() if os.path.isfile(path) else []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} must hold UTF-8 text; mend or remove it. Received: {type(error).__name__}") from None
 
 
 def write_manifest(folder: pathlib.Path, facts: Mapping[str, Any]) -> None:
@@ -140,7 +157,10 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         UserError: when the folder holds none.
     """
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError
+        return found
     except (OSError, ValueError) as error:
         raise UserError(
             f"an export's folder, such as saved_models/thumbnet/1, holds a {MANIFEST}; give one. "

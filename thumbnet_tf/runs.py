@@ -24,7 +24,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
-import logging
 import os
 import pathlib
 import shutil
@@ -149,20 +148,6 @@ class RunDir:
                 )
             yield
 
-    @contextlib.contextmanager
-    def log_to_file(self) -> Iterator[None]:
-        """Appends the package's log to `log.txt` for a while."""
-        handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8", errors="backslashreplace")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        package = logging.getLogger("thumbnet_tf")
-        package.setLevel(logging.INFO)
-        package.addHandler(handler)
-        try:
-            yield
-        finally:
-            package.removeHandler(handler)
-            handler.close()
-
     def method(self, name: str) -> pathlib.Path:
         """Returns the folder of a method."""
         return self.path / name
@@ -206,7 +191,10 @@ class RunDir:
         """
         path = self.path / "data.json"
         try:
-            return json.loads(path.read_text())
+            found = json.loads(path.read_text())
+            if not isinstance(found, dict):
+                raise ValueError
+            return found
         except (OSError, ValueError) as error:
             reason = type(error).__name__
             raise UserError(f"a run's data.json can't be read ({reason}); restore it. Received: {path}") from None

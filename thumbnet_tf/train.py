@@ -40,7 +40,7 @@ from thumbnet_tf.assembly import build_trainer
 from thumbnet_tf.config import Config, UserError
 from thumbnet_tf.data import pipeline, sources
 from thumbnet_tf.evaluate import evaluate, table
-from thumbnet_tf.files import write_atomically
+from thumbnet_tf.files import logging_to, write_atomically
 from thumbnet_tf.optimizers import build_optimizer
 from thumbnet_tf.runs import RunDir, finish
 from thumbnet_tf.stages import METHODS, ORIGINAL
@@ -98,7 +98,7 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
             for ratio in ratios:
                 thumbnet.check(dataclasses.replace(cfg, ratio=ratio, methods=missing), given, initial=makes_teacher)
         _claim(run, cfg, job)
-        with run.log_to_file() if job.is_chief else contextlib.nullcontext():
+        with logging_to(run.path / "log.txt") if job.is_chief else contextlib.nullcontext():
             if job.machines > 1:
                 with job.chief_first():  # they may share the directory that it is prepared in
                     sources.prepare(cfg)
@@ -277,7 +277,7 @@ def _check_room(cfg: Config, dataset: sources.Dataset, students: Sequence[str], 
 def main(cfg: Config) -> int:
     """Runs `train` and says where everything lies."""
     flagfile = flags.flagfile_name(sys.argv[1:])
-    if flagfile and cfg.run_dir == Config.run_dir:
+    if flagfile and cfg.run_dir == Config.run_dir and not flags.is_given("run_dir"):
         cfg = dataclasses.replace(cfg, run_dir=f"runs/{pathlib.Path(flagfile).stem}")
     try:
         if cfg.ratios:

@@ -236,13 +236,12 @@ def _decoded(split: Split, ids: Sequence[int]) -> tf.data.Dataset:
 
 
 def encoded_images(split: Split) -> Iterator[bytes]:
-    """Yields every image of a split in order, whole and encoded without loss: as it is stored, or as PNG."""
+    """Yields every image of a split in order, whole: as its file is, or as a PNG where only the pixels are kept."""
     if not split.store.random_access:
         yield from (data for _, data in split.store.encoded().as_numpy_iterator())
         return
     dataset = tf.data.Dataset.range(split.num_examples)
-    png = dataset.map(lambda index: tf.io.encode_png(split.store.get(index), 1), tf.data.AUTOTUNE, deterministic=True)
-    yield from png.as_numpy_iterator()
+    yield from dataset.map(split.store.file, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator()
 
 
 def _view(

@@ -92,6 +92,20 @@ class Dataset:
         }
 
 
+def check_class_names(names: Sequence[str]) -> None:
+    """Sees to it that exports can hold the names of classes: as text, one a line.
+
+    Raises:
+        UserError: when they can't.
+    """
+    for name in names:
+        if name.splitlines() not in ([name], []) or name != name.encode(errors="ignore").decode():
+            raise UserError(
+                "the name of a class must be one line of UTF-8 text; rename its folder, and train in a new --run_dir. "
+                f"Received: {name!a}"
+            )
+
+
 def load(cfg: Config, splits: Sequence[str] = SPLITS) -> Dataset:
     """Lists a dataset, cuts missing splits, and decodes every image once to check it.
 
@@ -113,6 +127,7 @@ def load(cfg: Config, splits: Sequence[str] = SPLITS) -> Dataset:
         found = listing.list_folder(Path(cfg.dataset.removeprefix("folder:")).expanduser())
     else:
         found = listing.list_tfds(cfg.dataset, cfg.data_dir)
+    check_class_names(found.class_names)
     source_of = {"train": "train"}
     if "test" in found.splits:
         source_of |= {name: name for name in ("validation", "test") if name in found.splits}

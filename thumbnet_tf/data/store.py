@@ -57,6 +57,10 @@ class MemoryStore:
             flat = tf.switch_case(self._chunk[index], branches)
         return tf.reshape(flat, (height, width, 3))
 
+    def file(self, index: tf.Tensor) -> tf.Tensor:
+        """Returns image `index` (integer scalar) as a PNG file, a string scalar."""
+        return tf.io.encode_png(self.get(index), compression=1)
+
 
 class FileStore:
     """Image files, read and decoded anew each time."""
@@ -68,7 +72,11 @@ class FileStore:
 
     def get(self, index: tf.Tensor) -> tf.Tensor:
         """Returns image `index` (integer scalar), uint8 (H, W, 3)."""
-        return preprocess.decode_image(tf.io.read_file(self._paths[index]))
+        return preprocess.decode_image(self.file(index))
+
+    def file(self, index: tf.Tensor) -> tf.Tensor:
+        """Returns image `index` (integer scalar) as its file is, a string scalar."""
+        return tf.io.read_file(self._paths[index])
 
 
 class StreamStore:
