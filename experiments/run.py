@@ -6,10 +6,10 @@
 A row is a flagfile `experiments/rows/<set>_<row>.flags`. Each pair of row and seed is a run directory
 `<runs>/<row>_seed<n>`, whose teacher is that of `<set>_original` with the same seed, which is trained first where it
 isn't there; sets of one full size have one T (`TEACHER_SETS`), rows `generic_*` have none. Rows in bfloat16 are trained
-in float32 where the machine is faster so. Results go to `experiments/results/<set>.csv` as each run ends. What stands
-there isn't run again, unless `--again` asks for those whose run directories are missing or hold other results. Several
-such commands may run side by side: one that needs what another is training waits for it. Interrupt it anyhow: the same
-command goes on where it was (`minutes` are then those of the last start).
+in float32 where the machine is clearly faster so. Results go to `experiments/results/<set>.csv` as each run ends. What
+stands there isn't run again, unless `--again` asks for those whose run directories are missing or hold other results.
+Several such commands may run side by side: one that needs what another is training waits for it. Interrupt it anyhow:
+the same command goes on where it was (`minutes` are then those of the last start).
 """
 
 import contextlib
@@ -228,7 +228,7 @@ def precision(row: str, seed: str, options: Options) -> str:
 
 
 def bfloat16_pays() -> bool:
-    """Measures whether this machine isn't slower in bfloat16 than in float32.
+    """Measures whether this machine isn't clearly slower in bfloat16 than in float32.
 
     In a process of its own: TensorFlow would keep memory of an accelerator that the trainings need.
     """
