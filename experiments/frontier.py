@@ -34,11 +34,13 @@ OTHERS = {
     "slim_as_fast": "tab:green",
     "bicubic_72": "slateblue",
     "thumbnet_72": "tab:pink",
+    "narrow_thumbnet_72": "mediumorchid",
     "bicubic_100": "tab:olive",
     "thumbnet_100": "deeppink",
     "narrow_thumbnet_100": "indigo",
     "bicubic_160": "goldenrod",
     "narrow_bicubic_160": "cornflowerblue",
+    "narrow_bicubic_kd_160": "saddlebrown",
     "narrow_thumbnet_160": "darkred",
     "thin_thumbnet": "rosybrown",
 }

@@ -12,6 +12,8 @@ from thumbnet_tf.runs import RunDir
 from thumbnet_tf.stages import ORIGINAL
 
 ORIGINS = ("teacher", "data", "options", "precision")
+# options that were added since recipes are noted (2026-11-30): where they have their default, a recipe is what it was
+LATER: tuple[str, ...] = ()
 _DIGITS = 12  # of a digest
 
 
@@ -33,14 +35,16 @@ def of_run(run: RunDir, teacher: Literal["given", "trained", "none"]) -> dict[st
 def options_digest(cfg: Config) -> str:
     """Returns the first digits of the SHA-256 of the options that results hang on.
 
-    Left out are the seed, T, the data and the precision, which have columns of their own. An option that is added later
-    must be left out where it has its default: rows of before it have the same recipe.
+    Left out are the seed, T, the data and the precision, which have columns of their own, and what of `LATER` has its
+    default.
     """
     apart = ("seed", "dataset", "teacher", "mixed_precision")
     values = {
         field.name: getattr(cfg, field.name)
         for field in dataclasses.fields(Config)
-        if field.metadata["identity"] and field.name not in apart
+        if field.metadata["identity"]
+        and field.name not in apart
+        and not (field.name in LATER and getattr(cfg, field.name) == field.default)
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:_DIGITS]
 

@@ -4,6 +4,8 @@
 error of about 0.02 points; the costs there are those of 224 to 112 px.
 """
 
+import pathlib
+
 from experiments.row_tables import means, rows_of
 from experiments.run import config_of, names, set_of, teacher_row
 from experiments.summary import recovered
@@ -36,10 +38,9 @@ def markdown(published: list[dict[str, str]]) -> str:
         if not of_set.startswith(SHORT) and (values := _means(of_set)):
             cfg = config_of(f"{of_set}_thumbnet")
             network = f"{cfg.backbone}, width {cfg.width:g}"
-            pixels, data = (
-                f"{cfg.image_size} to {cfg.thumbnail_size}",
-                cfg.dataset.removeprefix("folder:../shared/data/"),
-            )
+            pixels = f"{cfg.image_size} to {cfg.thumbnail_size}"
+            folder = cfg.dataset.startswith("folder:")
+            data = pathlib.Path(cfg.dataset.removeprefix("folder:")).name if folder else cfg.dataset
             cells = (network, data, pixels, "1", *_percents(values, 1), "-", _share(values))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

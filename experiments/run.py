@@ -27,7 +27,7 @@ from absl import flags as absl_flags
 
 from experiments import origins
 from experiments.summary import RESULTS, ROOT
-from thumbnet_tf import cache_files, flags, timing
+from thumbnet_tf import cache_files, flags, stages, timing
 from thumbnet_tf.config import Config, FlagError, UserError, check_options, option
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.evaluate import COLUMNS as EVALUATED
@@ -67,6 +67,8 @@ class Options:
             raise FlagError(f"--rows takes names that --list shows. Received: {', '.join(unknown)}")
         if not self.rows and not self.list:
             raise FlagError("--rows must name at least one row; --list shows all. Received: none")
+        for row in self.rows:
+            stages.students(config_of(row))  # refuses what would be refused at the row's turn
         data = sorted({config_of(row).dataset for row in self.rows}) if self.dataset else []
         made = [row for row in self.rows if set_of(row).startswith(ALONE)]
         if data and (len(data) > 1 or made or not data[0].startswith("folder:")):
@@ -306,9 +308,8 @@ def main(options: Options) -> int:
             start = time.monotonic()
             code = train(command(row, seed, options))
             if code:
-                print(
-                    f"{row}, seed {seed} ended with code {code}; the same command goes on from there", file=sys.stderr
-                )
+                goes_on = "; the same command goes on from there" if code >= 128 else ""  # by a signal
+                print(f"{row}, seed {seed} ended with code {code}{goes_on}", file=sys.stderr)
                 return code
             note(row, seed, ROOT / folder(row, seed, options), (time.monotonic() - start) / 60)
     return 0

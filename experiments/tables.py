@@ -85,6 +85,7 @@ def main() -> int:
             replace_table(path, name, table)
         except UserError as error:
             missing.append(error)
+            print(f"error: {error}", file=sys.stderr)
     for what, (columns, figure, text) in speed.REPORTS.items():
         name = f"benchmark_{what}"
         if rows := read_rows(RESULTS / f"{name}.csv"):
@@ -94,8 +95,6 @@ def main() -> int:
         for data in ("flowers", "plant")
         if any((RESULTS / f"{data}_{size}.csv").exists() for size in frontier.SIZES)
     ]
-    for error in missing:
-        print(f"error: {error}", file=sys.stderr)
     return 1 if missing or any(failed) else 0
 
 

@@ -96,7 +96,9 @@ def test_every_panel_of_losses_shows_each_method(methods, epochs):
     metrics = synthetic_metrics(methods, epochs)
     figure = plots.losses_figure(metrics)
     drawn = pixels(figure)
-    assert len(figure.axes) == (3 if len(methods) == 1 else 6)
+    assert (
+        len(figure.axes) == 2 + len(plots.measured_terms(metrics)) == (3 if len(methods) == 1 else 2 + len(plots.TERMS))
+    )
     for axes in figure.axes:
         assert panel(figure, axes, drawn).std() > 2
         assert all(float(tick).is_integer() for tick in axes.get_xticks())

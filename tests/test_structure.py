@@ -11,6 +11,7 @@ PACKAGE = ROOT / "thumbnet_tf"
 # a module may import modules of lower layers only; mains may import each other
 LAYERS = (
     {"options"},
+    {"config_checks"},
     {"config"},
     {"stages"},
     {

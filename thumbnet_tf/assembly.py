@@ -69,7 +69,7 @@ def _built(
     if cfg.mapping_epochs and "fm" in weights and not mapping_steps:
         _log.warning("--mapping_epochs=%d counts only where mapping_steps are given", cfg.mapping_epochs)
     tap = thumbnet.fm_tap(cfg, student if teacher is None else teacher)
-    decoder = thumbnet.build_decoder(student, teacher, tap) if "fm" in weights else None
+    decoder = thumbnet.build_decoder(student, teacher, tap) if set(stages.DECODED) & set(weights) else None
     if not synchronized:  # over several replicas, Keras' own layer adds their statistics up
         student, small = for_training(student), small and for_training(small)
     if teacher is not None:  # the same function, a tenth faster; T may have been trained in another precision

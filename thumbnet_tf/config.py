@@ -7,14 +7,14 @@ derived from these fields. This module imports neither TensorFlow nor absl.
 import dataclasses
 import json
 
+from thumbnet_tf import config_checks
+from thumbnet_tf.config_checks import APPLICATIONS as APPLICATIONS
+from thumbnet_tf.config_checks import AUTO as AUTO
 from thumbnet_tf.options import FlagError as FlagError
 from thumbnet_tf.options import UserError as UserError
 from thumbnet_tf.options import check_options as check_options
 from thumbnet_tf.options import option as option
 from thumbnet_tf.options import to_flagfile as to_flagfile
-
-AUTO = "auto"
-APPLICATIONS = "keras.applications:"  # what --teacher begins with for a network of Keras' own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,51 +223,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if set("*?[]") & set(self.run_dir):  # TensorFlow would delete no old checkpoints, but look for such names
-            raise FlagError(f"--run_dir can't have *, ?, [ or ] in it; choose another name. Received: {self.run_dir}")
-        if self.ratio not in (2, 4):
-            raise FlagError(f"--ratio must be 2 or 4. Received: {self.ratio}")
-        if self.teacher_weights != "none" and not self.teacher.startswith(APPLICATIONS):
-            raise FlagError(
-                f"--teacher_weights goes with --teacher={APPLICATIONS}NAME only. Received: {self.teacher_weights!r} "
-                f"with --teacher={self.teacher}"
-            )
-        if self.teacher_input != AUTO and not self.teacher.startswith(APPLICATIONS) and self.teacher[-6:] != ".keras":
-            raise FlagError(
-                f"--teacher_input goes with a --teacher of your own only. Received: {self.teacher_input!r} with "
-                f"--teacher={self.teacher}"
-            )
-        if self.student_stem_stride not in (1, 2, 4):
-            raise FlagError(f"--student_stem_stride must be 1, 2 or 4. Received: {self.student_stem_stride}")
-        if 0 < self.student_width < 0.03125:
-            raise FlagError(f"--student_width must be 0 or 0.03125 to 4.0. Received: {self.student_width}")
-        if self.varies_student and self.teacher.startswith(APPLICATIONS):
-            raise FlagError(
-                "--student_width and --student_stem_stride go with a T of --backbone only; leave them out. Received: "
-                f"{self.student_width:g} and {self.student_stem_stride} with --teacher={self.teacher}"
-            )
-        if not set(self.ratios) <= {"2", "4"} or len(set(self.ratios)) != len(self.ratios):
-            raise FlagError(f"--ratios takes a list of 2 and 4. Received: {','.join(self.ratios)}")
-        for ratio in map(int, self.ratios or (self.ratio,)):
-            step = 4 * ratio if self.teacher == "train" else ratio
-            if self.image_size % step:
-                mend = "" if self.teacher == "train" else "; a T of another size needs a keras.layers.Resizing in front"
-                raise FlagError(
-                    f"--image_size must be a multiple of {step} at ratio {ratio}{mend}. Received: {self.image_size}"
-                )
-        if self.mixed_precision != "float32" and self.teacher.startswith(APPLICATIONS):
-            raise FlagError(
-                f"--mixed_precision must be float32 with a teacher of your own. Received: {self.mixed_precision}"
-            )
-        if self.thumbnail_bits == 1:  # TensorFlow's fake quantisation starts at 2 bits
-            raise FlagError("--thumbnail_bits must be 0 (no rounding) or 2 to 8. Received: 1")
-        if self.mapping_epochs and (self.mapping_epochs >= self.epochs or self.w_fm <= 0):
-            raise FlagError(
-                "--mapping_epochs must be below --epochs and goes with --w_fm above 0. Received: "
-                f"{self.mapping_epochs} with --epochs={self.epochs} --w_fm={self.w_fm:g}"
-            )
-        if self.w_cl + self.w_kd <= 0:
-            raise FlagError("--w_cl and --w_kd can't both be 0: nothing would train the classifier. Received: 0 and 0")
+        config_checks.check(self)
 
     @property
     def thumbnail_size(self) -> int:

@@ -165,7 +165,8 @@ def takers_of_pixels(model: keras.Model) -> set[str]:
             continue
         kind, takes = type(operation), any(id(tensor) in tensors for tensor in tf.nest.flatten(operation.input))
         rescaling = (operation.scale, operation.offset) if kind is layers.Rescaling else None
-        kept = takes and (kind in (Bicubic, ToThumbnail) or operation.name == "downscaler_area")
+        pooled = kind in (layers.AveragePooling2D, layers.MaxPooling2D) and operation.name.startswith("downscaler_")
+        kept = takes and (kind in (Bicubic, ToThumbnail) or pooled)
         if kept or (rescaling == TO_PIXELS and not takes):
             tensors.add(id(operation.output))
         elif takes and rescaling != FROM_PIXELS:

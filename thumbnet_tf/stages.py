@@ -27,6 +27,7 @@ class Method:
 
 ORIGINAL = "original"
 TAUGHT = ("kd", "fm")  # terms that compare with outputs of T
+DECODED = ("fm",)  # terms that compare a map of T with what D makes of one of S
 MAPPING = ("fm", "mm")  # terms that act in the mapping epochs too
 
 METHODS: dict[str, Method] = {

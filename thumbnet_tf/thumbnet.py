@@ -116,7 +116,7 @@ def check(cfg: Config, teacher: keras.Model | None = None, *, initial: bool = Fa
         if not stages.METHODS[name].losses:
             check_untrained(name, build_student(as_teacher(cfg), teacher)[1])
     (student, _), tap = build_student(cfg, teacher), fm_tap(cfg, teacher)
-    if any("fm" in stages.METHODS[name].losses for name in methods):
+    if any(set(stages.DECODED) & set(stages.METHODS[name].losses) for name in methods):
         build_decoder(student, teacher, tap)
     images = np.zeros((2, *student.input.shape[1:]), np.float32)
     try:

@@ -256,7 +256,8 @@ def _open_caches(
     cfg: Config, dataset: sources.Dataset, teacher: keras.Model, losses: Collection[str]
 ) -> dict[str, teacher_cache.TeacherCache]:
     """Returns the caches, complete or not, of what some losses use of T."""
-    maps = [thumbnet.fm_tap(cfg, teacher)] if cfg.teacher_cache == "all" and "fm" in losses else []
+    decoded = cfg.teacher_cache == "all" and set(stages.DECODED) & set(losses)
+    maps = [thumbnet.fm_tap(cfg, teacher)] if decoded else []
     used = ("train", "validation") if set(stages.TAUGHT) & set(losses) else ("validation",)
     splits = {name: dataset.splits[name] for name in used}
     return teacher_cache.open_caches(cfg, teacher, splits, dataset.fingerprint, ["logits", *maps])

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from thumbnet_tf import jpeg, losses
 from thumbnet_tf.config import UserError
-from thumbnet_tf.stages import MAPPING, TAUGHT
+from thumbnet_tf.stages import DECODED, MAPPING, TAUGHT
 from thumbnet_tf.training_layers import plain
 
 
@@ -174,7 +174,7 @@ class Trainer(keras.Model):
         return images, given, labels, weights
 
     def _teach(self, images: tf.Tensor, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        needed = {"logits", self.fm_tap} if "fm" in self.term_weights else {"logits"}
+        needed = {"logits", *({self.fm_tap} if set(DECODED) & set(self.term_weights) else ())}
         targets = dict(given)
         if needed - targets.keys():  # what isn't used of T's graph is pruned from the step's
             targets = {**self.teacher(images, training=False), **targets}
