@@ -51,7 +51,7 @@ DEFAULTS = (
 )
 CLASSES = 10
 _STEPS = 5  # of a case in a turn: a training takes the same step again and again, with its weights in the caches
-_BATCHES, _EPOCHS = 6, 4  # of made-up data: an epoch's batches, and epochs that the pipeline goes through
+_BATCHES, _EPOCHS = 6, 8  # of made-up data: an epoch's batches, and epochs that the pipeline goes through
 
 _log = logging.getLogger(__name__)
 
