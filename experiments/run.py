@@ -308,7 +308,7 @@ def main(options: Options) -> int:
             start = time.monotonic()
             code = train(command(row, seed, options))
             if code:
-                goes_on = "; the same command goes on from there" if code >= 128 else ""  # by a signal
+                goes_on = "" if code == flags.USAGE_ERROR else "; the same command goes on from there"
                 print(f"{row}, seed {seed} ended with code {code}{goes_on}", file=sys.stderr)
                 return code
             note(row, seed, ROOT / folder(row, seed, options), (time.monotonic() - start) / 60)

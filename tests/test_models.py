@@ -296,3 +296,16 @@ def test_downscaler_without_residual_starts_as_area(photos):
     assert np.abs(learned - downscaler.build("area", 32, 4)(images).numpy()).max() <= 1  # a tie may round both ways
     visible = downscaler.build("learned", 32, 4, residual=0.3)(images, training=True).numpy()
     assert 5 < np.abs(visible - learned).mean() < 60
+
+
+@pytest.mark.parametrize("layer", [keras.layers.MaxPooling2D, keras.layers.AveragePooling2D])
+def test_pooling_in_a_downscaler_takes_pixels_normalised_too(layer):
+    def takers(name: str) -> set[str]:
+        image = keras.Input((8, 8, 3))
+        thumbnail = downscaler.ToThumbnail()(layer(2, name=name)(image))
+        scale, offset = downscaler.FROM_PIXELS
+        x = keras.layers.Rescaling(scale, offset=offset)(thumbnail)
+        return downscaler.takers_of_pixels(keras.Model(image, keras.layers.Conv2D(2, 1)(x)))
+
+    assert takers("downscaler_pool") == set()
+    assert takers("pool") == {"pool"}  # of somebody else's network: nothing is known of what comes behind it

@@ -215,13 +215,7 @@ def _load_export(folder: pathlib.Path) -> Loaded:
         labels = facts["labels"]
         signatures = tf.saved_model.load(str(folder)).signatures
         pixels = signatures["pixels"]
-    except (
-        KeyError,
-        TypeError,
-        OSError,
-        ValueError,
-        tf.errors.OpError,
-    ) as error:  # several kinds for a broken SavedModel
+    except (KeyError, TypeError, OSError, ValueError, tf.errors.OpError) as error:  # by what is broken
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"an export that takes full images is expected; export it again, or choose another. Received: {folder} "
