@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,8 @@ import tensorflow as tf
 from thumbnet_tf.config import UserError
 from thumbnet_tf.distribution import Job
 from thumbnet_tf.files import MACHINE_LOST, saving
+
+_UNREADABLE = (tf.errors.OpError, IndexError, ValueError)  # what TensorFlow raises of a damaged state
 
 _NONE = -1
 
@@ -74,16 +77,14 @@ class Checkpoints:
             try:
                 for file in self.folder.glob(f"ckpt-{number}.*"):  # TensorFlow doesn't say why it can't read one
                     file.open("rb").close()
-                reader = tf.train.load_checkpoint(path)
-                for name in reader.get_variable_to_shape_map():
-                    reader.get_tensor(name)
+                _read(path)
                 return number
             except OSError as error:
                 raise UserError(
                     f"a checkpoint can't be read ({error.strerror}); mend that and give the same command again. "
                     f"Received: {path}"
                 ) from error
-            except (tf.errors.OpError, IndexError, ValueError) as error:
+            except _UNREADABLE as error:
                 _log.warning("checkpoint %s is unreadable (%s); trying the one before", path, _line(error))
         if numbers:
             raise UserError(
@@ -92,14 +93,33 @@ class Checkpoints:
         return _NONE
 
     def save(self, step: int) -> None:
-        """Writes a state."""
+        """Writes a state; of one that can't be written nothing is left, for the next start to find the one before."""
         with saving(self.folder):
             if self._job.is_chief:
-                self._manager.save(checkpoint_number=step)
+                try:
+                    self._manager.save(checkpoint_number=step)
+                except (OSError, tf.errors.OpError):
+                    self._remove_if_half_written(step)
+                    raise
                 return
             # reading the running means adds them up over the machines, so all must save; theirs is thrown away
             with tempfile.TemporaryDirectory() as elsewhere:
                 self._checkpoint.write(f"{elsewhere}/ckpt")
+
+    def _remove_if_half_written(self, step: int) -> None:
+        try:
+            _read(str(self.folder / f"ckpt-{step}"))
+        except _UNREADABLE:
+            for path in self.folder.glob(f"ckpt-{step}.*"):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(self.folder / f"ckpt-{step}_temp", ignore_errors=True)
+
+
+def _read(path: str) -> None:
+    """Reads every value of a state, which agrees with its checksum, or raises one of `_UNREADABLE`."""
+    reader = tf.train.load_checkpoint(path)
+    for name in reader.get_variable_to_shape_map():
+        reader.get_tensor(name)
 
 
 def _line(error: Exception) -> str:
