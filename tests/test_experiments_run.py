@@ -1,6 +1,5 @@
 """The runner of experiment rows: what is trained with which teacher, what is noted, what is not run again."""
 
-import dataclasses
 import datetime
 import hashlib
 import json
@@ -15,7 +14,7 @@ import time
 import pytest
 from absl import flags as absl_flags
 
-from experiments import origins, run
+from experiments import run
 from thumbnet_tf import flags, stages
 from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.csv_files import read_rows, write_rows
@@ -317,26 +316,3 @@ def test_every_row_is_a_configuration_with_its_sets_sizes(row, monkeypatch):
     if not cfg.dataset.startswith("fine_detail") and students and not row.endswith("_cl"):
         assert (cfg.w_cl == 0) == ("kd" in stages.METHODS[students[0]].losses or not stages.METHODS[students[0]].losses)
     assert cfg.mixup_alpha == (0 if cfg.dataset.startswith("fine_detail") else 1)  # of the base that photographs share
-
-
-def test_what_is_noted_of_options_is_what_flagfiles_say_today():
-    noted = 0
-    for of_set in sorted({run.set_of(row) for row in run.names()}):
-        for each in read_rows(run.RESULTS / f"{of_set}.csv"):
-            if each.get("options"):
-                cfg = run.config_of(each["row"])
-                found = [dataclasses.replace(cfg, teacher=teacher) for teacher in ("train", "given")]
-                assert each["options"] in {origins.options_digest(cfg.resolved()) for cfg in found}, each["row"]
-                noted += 1
-    assert noted > 50
-
-
-def test_an_option_that_is_added_leaves_recipes_as_they_were(monkeypatch):
-    before = origins.options_digest(Config(epochs=7))
-    fields = [field for field in dataclasses.fields(Config) if field.name != "temperature"]  # as if it came today
-    with monkeypatch.context() as older:
-        older.setattr(origins.dataclasses, "fields", lambda _: fields)
-        without = origins.options_digest(Config(epochs=7))
-    monkeypatch.setattr(origins, "LATER", ("temperature",))
-    assert origins.options_digest(Config(epochs=7)) == without != before
-    assert origins.options_digest(Config(epochs=7, temperature=2.0)) != without

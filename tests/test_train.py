@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import json
-import logging
 import os
 import signal
 
@@ -15,7 +14,6 @@ from train_helpers import CLASSES, assert_same, interrupt_at, rows, state_of
 from thumbnet_tf import costs, evaluate, loop, report_data, report_sections, teachers
 from thumbnet_tf.config import UserError
 from thumbnet_tf.distribution import start
-from thumbnet_tf.files import logging_to
 from thumbnet_tf.train import train
 
 STAGED_RUN = pytest.mark.xdist_group("staged_run")  # on one worker, so that it is trained once
@@ -220,26 +218,6 @@ def test_skipped_images_are_listed(config, folder, direct_run):
     run = train(config("second", teacher=str(direct_run.path), methods=("direct",), on_bad_image="skip"))
     assert run.data_facts()["bad_images"]["train"][0][0] == "train/red/broken.png"
     assert "train/red/broken.png" in (run.path / "log.txt").read_text()
-
-
-def test_names_that_are_no_utf8_are_logged(tmp_path, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("thumbnet_tf"), "propagate", False)  # pytest-xdist can't pass such a name on
-    with logging_to(tmp_path / "log.txt"):
-        logging.getLogger("thumbnet_tf.data").warning("left out: %s", os.fsdecode(b"caf\xe9.jpg"))
-    assert "left out: caf\\udce9.jpg" in (tmp_path / "log.txt").read_text()
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file on a disk that is always full")
-def test_a_log_that_can_not_be_written_hides_no_error(tmp_path, capfd):
-    (tmp_path / "log.txt").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="what ended the run"), logging_to(tmp_path / "log.txt"):
-        for number in range(200):  # more than is kept back before it is written
-            logging.getLogger("thumbnet_tf.train").info("line %d of a long log", number)
-        raise UserError("what ended the run")
-    assert "Logging error" not in capfd.readouterr().err
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"folder can't be written \(Is a directory\).*choose another place"):
-        logging_to(tmp_path / "folder").__enter__()
 
 
 @pytest.mark.slow

@@ -48,18 +48,18 @@ def build(
     Raises:
         UserError: on an unknown name, an input too small for the network, or a stem that it doesn't have.
     """
+    if name not in NAMES:
+        raise UserError(f"--backbone must be one of {', '.join(NAMES)}. Received: {name!r}")
+    if name not in RESNETS and stem_stride != STEM_STRIDE:
+        raise UserError(f"{name} has no strided stem: --student_stem_stride must be 4. Received: {stem_stride}")
     image = keras.Input((size, size, 3), name="image")
     net = _Layers(width, synchronized)
     # float32 even under mixed precision: bfloat16 can't tell neighbouring pixel values apart once they are scaled
     x = layers.Rescaling(1 / 128, offset=-1.0, dtype="float32", name="rescaling")(image)
-    if name not in RESNETS and stem_stride != STEM_STRIDE:
-        raise UserError(f"{name} has no strided stem: --student_stem_stride must be 4. Received: {stem_stride}")
     if name in RESNETS:
         taps, x = _resnet(net, x, *RESNETS[name], stem_stride)
-    elif name in VGGS:
-        taps, x = _vgg(net, x, VGGS[name])
     else:
-        raise UserError(f"--backbone must be one of {', '.join(NAMES)}. Received: {name!r}")
+        taps, x = _vgg(net, x, VGGS[name])
     logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
     return keras.Model(image, taps | {"logits": logits}, name=name)
 

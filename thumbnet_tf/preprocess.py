@@ -72,8 +72,8 @@ def _decode_palette_bmp(data: tf.Tensor) -> tf.Tensor:
 def _resize(image: tf.Tensor, size: int, mirrored: tf.Tensor | None = None) -> tf.Tensor:
     """Resizes uint8 (H, W, 3) to uint8 (size, size, 3): bilinear, antialiased when shrinking, rounded; may mirror it.
 
-    The same numbers as `tf.image.resize` of both sides at once gives, which takes twice as long on a CPU: along a row
-    it goes from pixel to pixel, and here the second pass, too, goes over whole rows, those of the image turned.
+    The same numbers as `tf.image.resize` of both sides at once gives, which takes longer on a CPU: along a row it goes
+    from pixel to pixel, and here the second pass, too, goes over whole rows, those of the image turned.
     """
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     rows = tf.image.resize(tf.reshape(image, (height, 1, width * 3)), (size, 1), "bilinear", antialias=True)
