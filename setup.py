@@ -17,7 +17,7 @@ setup(
         "h5py>=3.11,<4",
         "importlib_resources>=6,<8",  # tensorflow-datasets imports it and does not declare it
         "keras>=3.15,<3.16",
-        "matplotlib>=3.8,<4",
+        "matplotlib>=3.10,<4",
         "numpy>=1.26,<3",
         "pillow>=10,<14",
         "requests>=2.32,<3",
@@ -32,6 +32,6 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "serving": ["kserve>=0.21,<0.22", "ovmsclient>=2023.1"],
         # pytest 9.2 ignores what pytest-xdist 3.8 keeps tests together by
-        "test": ["pytest>=8.3,<9", "pytest-xdist>=3.6,<4", "pyyaml>=6,<7", "ruff>=0.9,<1"],
+        "test": ["pytest>=8.3,<9", "pytest-xdist>=3.6,<4", "pyyaml>=6,<7", "ruff>=0.13,<1"],
     },
 )

@@ -47,7 +47,8 @@ class Task:
 class Job:
     """A strategy and what the machines that share it need to agree. On one machine, all of it costs nothing."""
 
-    def __init__(self, strategy: tf.distribute.Strategy, task: Task = Task()) -> None:
+    def __init__(self, strategy: tf.distribute.Strategy, task: Task | None = None) -> None:
+        task = task or Task()
         self.strategy = strategy
         self.is_chief = task.is_chief
         self.machines = task.machines
