@@ -1,12 +1,13 @@
-"""The log of a run: what it takes, and that it never gets in the way."""
+"""The log of a run: what it takes, and that it never gets in the way. Archives that are damaged."""
 
 import logging
 import os
+import zipfile
 
 import pytest
 
 from thumbnet_tf.config import UserError
-from thumbnet_tf.files import logging_to
+from thumbnet_tf.files import check_archive, logging_to
 
 
 def test_names_that_are_no_utf8_are_logged(tmp_path, monkeypatch):
@@ -27,3 +28,21 @@ def test_a_log_that_can_not_be_written_hides_no_error(tmp_path, capfd):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=r"folder can't be written \(Is a directory\).*choose another place"):
         logging_to(tmp_path / "folder").__enter__()
+
+
+def test_damage_anywhere_in_an_archive_is_seen(tmp_path):
+    path = tmp_path / "model.keras"
+    weights = bytes(range(256)) * 40
+    with zipfile.ZipFile(path, "w") as archive:  # stored as it is, as Keras does
+        archive.writestr("config.json", "{}")
+        archive.writestr("model.weights.h5", weights)
+    check_archive(path)
+    whole = path.read_bytes()
+    start = whole.index(weights)
+    for place in (start, start + len(weights) // 2, start + len(weights) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(zipfile.BadZipFile, match=r"^model.weights.h5 in it is damaged$"):
+            check_archive(path)
+    path.write_bytes(whole[: start + 100])
+    with pytest.raises(zipfile.BadZipFile, match="not a zip file"):
+        check_archive(path)

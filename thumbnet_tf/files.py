@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import re
+import zipfile
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -34,6 +35,18 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     with saving(path):
         partial.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
         os.replace(partial, path)
+
+
+def check_archive(path: str | os.PathLike) -> None:
+    """Reads a zip archive, such as a `.keras` file, once; who reads parts of it only may take damaged ones for whole.
+
+    Raises:
+        zipfile.BadZipFile: when it is none, or is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} in it is damaged")
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ import numpy as np
 from thumbnet_tf import downscaler  # noqa: F401 - registers the layers that saved models hold
 from thumbnet_tf.config import Config, UserError, to_flagfile
 from thumbnet_tf.csv_files import read_rows, write_rows
-from thumbnet_tf.files import MACHINE_LOST, saving, sync, take_lock, write_atomically
+from thumbnet_tf.files import MACHINE_LOST, check_archive, saving, sync, take_lock, write_atomically
 from thumbnet_tf.stages import METHODS
 
 
@@ -255,6 +255,7 @@ def load_keras(path: str | os.PathLike) -> keras.Model:
             f"a trained model is expected here; finish the training first. Received: {path}, which doesn't exist"
         )
     try:
+        check_archive(path)
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except MACHINE_LOST:  # while all load
         raise

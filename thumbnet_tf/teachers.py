@@ -10,6 +10,7 @@ import keras
 
 from thumbnet_tf import backbones, foreign, thumbnet
 from thumbnet_tf.config import APPLICATIONS, AUTO, Config, FlagError, UserError
+from thumbnet_tf.files import check_archive
 from thumbnet_tf.runs import RunDir, load_keras
 from thumbnet_tf.stages import METHODS, ORIGINAL
 
@@ -174,6 +175,7 @@ def _load_file(path: pathlib.Path) -> keras.Model:
             f"model.save('mine.keras'). Received: {path}"
         )
     try:
+        check_archive(path)
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds
         text = " ".join(str(error).split())
