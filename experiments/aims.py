@@ -45,6 +45,7 @@ AIMS = (
     Aim("plant_32", "thumbnet_100", ORIGINAL, -0.5),
     Aim("plant_32", "narrow_thumbnet_100", ORIGINAL, -0.5),
     Aim("plant_32", "narrow_thumbnet_200", ORIGINAL, -0.5),
+    Aim("plant_32", "narrow_thumbnet_200_cl", ORIGINAL, -0.5),
     Aim("flowers_32", "thumbnet", "slim", 2.0),
     Aim("flowers_32", "narrow_thumbnet", "slim", 2.0),
     Aim("flowers_32", "narrow_thumbnet_160", "slim", 2.0),

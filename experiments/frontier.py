@@ -40,6 +40,7 @@ OTHERS = {
     "thumbnet_100": "deeppink",
     "narrow_thumbnet_100": "indigo",
     "narrow_thumbnet_200": "slategray",
+    "narrow_thumbnet_200_cl": "maroon",
     "bicubic_160": "goldenrod",
     "narrow_bicubic_160": "cornflowerblue",
     "narrow_bicubic_kd_160": "saddlebrown",
@@ -72,7 +73,7 @@ def figure(name: str, rows: Sequence[Mapping[str, str]], memory: Mapping[str, in
         rows: of the sets' CSVs, T's included.
         memory: rows that are shown, and the bytes of their activations.
     """
-    drawing = Figure(figsize=(8, 6.5), dpi=120, layout="constrained")
+    drawing = Figure(figsize=(8, 7.5), dpi=120, layout="constrained")
     axes = drawing.subplots()
     tests = {(row["row"], row["seed"]): float(row["top1"]) for row in rows if row["split"] == "test"}
     for kind in SHOWN:
