@@ -117,3 +117,27 @@ def test_rows_of_the_ablation():
     assert stages.loss_weights("direct", cfg) == {}
     assert stages.loss_weights("original", Config(w_cl=0.0)) == {"cl": 1.0}
     assert stages.loss_weights("thumbnet", Config(w_fm=0.0)).keys() == {"cl", "kd", "mm"}
+
+
+def test_runs_from_before_the_cache_have_none():
+    assert Config.from_json('{"seed": 1}').teacher_cache == "off"  # there was none
+
+
+def test_runs_from_before_own_teachers_keep_their_tap():
+    for text, tap in (
+        ('"teacher": "runs/t", "fm_tap": "stage2"', "auto"),
+        ('"teacher": "runs/t", "fm_tap": "stage3"', "stage3"),
+        ('"fm_tap": "stage2"', "stage2"),
+    ):
+        assert Config.from_json(f"{{{text}}}").fm_tap == tap
+
+
+def test_methods_are_what_they_say():
+    words = {"cl": "CL", "kd": "KD", "fm": "FM", "mm": "MM"}
+    for name, row in stages.METHODS.items():
+        if ", CL" in row.about:
+            assert {"none": "on full images"}.get(row.downscaler, row.downscaler) in row.about
+            assert row.about.endswith(", " + " + ".join(words[t] for t in row.losses)), name
+        elif "without" in row.about:
+            gone = row.about.split("without ")[1][:2].lower()
+            assert set(stages.METHODS["thumbnet"].losses) - set(row.losses) == {gone} and row.downscaler == "learned"

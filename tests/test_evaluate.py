@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from thumbnet_tf import evaluate
 from thumbnet_tf.config import Config, UserError
@@ -111,3 +112,16 @@ def test_what_was_measured_goes_with_a_method_that_is_trained_anew(run, dataset)
     assert [path.name for path in folder.iterdir()] == ["done.json"]
     assert {row["method"] for row in read_rows(run.path / "results.csv")} == {"original"}
     assert len(list(run.method("original").glob("logits_*.npy"))) == 2
+
+
+def test_padding_of_the_last_batch_counts_for_nothing(monkeypatch):
+    from thumbnet_tf import evaluate
+
+    batches = [
+        {"id": tf.constant(ids), "mask": tf.constant(mask), "image": tf.cast(ids, tf.float32)}
+        for ids, mask in (([0, 1], [1.0, 1.0]), ([2, -1], [1.0, 0.0]))
+    ]
+    monkeypatch.setattr(evaluate.pipeline, "eval_batches", lambda *_: batches)
+    split = types.SimpleNamespace(name="test", num_examples=3)
+    found = evaluate._evaluated(lambda image: tf.stack([image, image], 1), 2, "direct", split, Config())
+    assert found[:, 0].tolist() == [0, 1, 2]  # the padding has the index -1, which is the last one's too

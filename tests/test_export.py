@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import types
 
 import numpy as np
 import pytest
@@ -231,3 +232,13 @@ def test_card_writes_shapes_and_percentages():
     row |= {"max_score_diff": "0.1", "latency_ms_p50": "2.5", "threads": "1"}
     _, lines = card.parity_cells([row, {**row, "threads": "2", "latency_ms_p50": "1.5"}])
     assert lines == [("a", "v", "2", "50.00", "75.00", "90.00", "0.1", "2.5", "1.5")]
+
+
+def test_calibration_images_are_spread_over_the_split(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(variants.pipeline, "eval_images", lambda split, cfg, ids: asked.extend(ids))
+    monkeypatch.setattr(variants, "_files", lambda *_: iter(()))
+    split = types.SimpleNamespace(num_examples=100)
+    options = {"cfg": None, "classes": (), "models": None, "train": split, "cache": None, "epochs": 0, "lenient": False}
+    variants.write(tmp_path / "tflite", ("int8",), calibration_images=4, **options)
+    assert asked == [0, 33, 66, 99]  # of all classes, which lie one behind the other

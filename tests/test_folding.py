@@ -106,3 +106,14 @@ def test_normalisations_that_stand_elsewhere_are_kept():
     folded = folding.fold(model)
     assert set(normalisations(folded)) == set(normalisations(model)) - {"foldable"}
     assert_outputs_same(folded(images(8) / 255, training=False), model(images(8) / 255, training=False))
+
+
+def test_a_convolution_with_a_bias_is_folded_into_one():
+    image = keras.Input((8, 8, 3))
+    model = with_random_statistics(
+        keras.Model(image, {"x": layers.BatchNormalization()(layers.Conv2D(4, 3, name="biased")(image))})
+    )
+    model.get_layer("biased").bias.assign([1.0, -2.0, 3.0, -4.0])
+    folded = folding.fold(model)
+    assert [type(layer).__name__ for layer in folded.layers] == ["InputLayer", "Conv2D"]
+    assert_outputs_same(folded(images(8) / 255, training=False), model(images(8) / 255, training=False))

@@ -247,3 +247,28 @@ def test_mix_golden():
     image, other = tf.constant([[[200, 10, 255]]], tf.uint8), tf.constant([[[100, 20, 255]]], tf.uint8)
     # 0.25 x 200 + 0.75 x 100 = 125; 0.25 x 10 + 0.75 x 20 = 17.5, rounded to even
     np.testing.assert_array_equal(preprocess.mix(image, other, tf.constant(0.25)), [[[125, 18, 255]]])
+
+
+def test_views_of_narrow_images_are_as_long_as_they_may_be():
+    rows, columns = np.mgrid[:5, :250].astype(np.uint8)
+    wide = np.dstack([rows, columns, rows])
+    high = np.dstack([columns, rows, rows]).swapaxes(0, 1)  # channel 0 counts rows and channel 1 columns, as in `wide`
+    for image, wanted in ((wide, [5, 6]), (high, [6, 5])):  # 4/3 of 5, rounded down
+        view = preprocess.train_view(tf.constant(image), (3, 1), 24, 0.35, False).numpy().astype(int)
+        assert [view[-1, 0, 0] - view[0, 0, 0] + 1, view[0, -1, 1] - view[0, 0, 1] + 1] == wanted
+
+
+def test_the_side_of_a_central_crop_is_rounded():
+    # 0.875 x 65 = 56.875, x 64 = 56, x 60 = 52.5, rounded to even, x 1 = 0.875
+    assert preprocess.crop_side(tf.constant([65, 64, 60, 1]), 0.875).numpy().tolist() == [57, 56, 52, 1]
+
+
+def test_views_golden():
+    """Rows and columns that views of an image of 200 x 250 begin and end at; mirrored where columns fall."""
+    rows, columns = np.mgrid[:200, :250].astype(np.uint8)
+    image, found = tf.constant(np.dstack([rows, columns, rows])), []
+    for seed in range(4):
+        view = preprocess.train_view(image, (seed, 1), 100, 0.35, True).numpy().astype(int)
+        found.append([view[0, 50, 0], view[-1, 50, 0], view[50, 0, 1], view[50, -1, 1]])
+    wanted = [[15, 165, 21, 154], [15, 180, 226, 102], [54, 190, 74, 229], [14, 169, 33, 234]]
+    np.testing.assert_allclose(found, wanted, atol=1)

@@ -16,7 +16,7 @@ from PIL import Image
 from run_helpers import CLASSES, IMAGE_SIZE, RATIO
 from tensorflow.core.protobuf import saved_model_pb2
 
-from thumbnet_tf import preprocess, warmup
+from thumbnet_tf import preprocess, serving, warmup
 
 SMALL = IMAGE_SIZE // RATIO
 OUTPUTS = {"classes", "scores", "probabilities"}
@@ -210,3 +210,8 @@ def test_replay_finds_a_request_that_fails_and_one_that_is_missing(copy):
     (copy / warmup.FILE).write_bytes(b"")
     with pytest.raises(RuntimeError, match="no warm-up requests"):
         warmup.replay(copy, model)
+
+
+def test_five_classes_are_answered_the_likeliest_first():
+    answer = serving._answer(tf.constant([[0.0, 6, 1, 5, 2, 4, 3]]), "abcdefg")
+    assert answer["classes"].numpy().tolist() == [[b"b", b"d", b"f", b"g", b"e"]]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from cache_helpers import OUTPUTS, files_of, open_caches, prepare, random_teacher
+from keras import layers
 from train_helpers import assert_same, interrupt_at, rows, state_of
 
 from thumbnet_tf import loop, teacher_cache
@@ -213,3 +214,32 @@ def test_interrupted_and_resumed_from_the_cache_is_bit_equal(config, monkeypatch
             with pytest.raises(loop.Interrupted):
                 train(config(**options))
     assert_same(whole, state_of(train(config(**options))))
+
+
+def test_another_crop_is_another_cache(cached):
+    cfg, dataset, teacher = cached
+    first = {cache.folder for cache in open_caches(cfg, dataset, teacher).values()}
+    assert open_caches(dataclasses.replace(cfg, crop_fraction=0.5), dataset, teacher)["validation"].folder not in first
+
+
+def test_the_same_weights_in_another_network_are_another_cache(cached):
+    cfg, dataset, teacher = cached
+    first = {cache.folder for cache in open_caches(cfg, dataset, teacher).values()}
+
+    def copy(layer):  # the same weights behind another scaling of the input
+        own = layers.Rescaling(1 / 255, name=layer.name) if layer.name == "rescaling" else None
+        return own or layer.from_config(layer.get_config())
+
+    scaled = keras.models.clone_model(teacher, clone_function=copy)
+    scaled.set_weights(teacher.get_weights())
+    assert {cache.folder for cache in open_caches(cfg, dataset, scaled).values()}.isdisjoint(first)
+
+
+def test_what_float16_can_not_hold_is_its_largest_number(cached):
+    cfg, dataset, teacher = cached
+    for layer in teacher.layers:
+        if layer.name.startswith("stage1") and isinstance(layer, layers.BatchNormalization):
+            layer.gamma.assign(layer.gamma * 1e5)
+    caches = prepare(cfg, dataset, teacher)
+    batches = caches["validation"].attach(pipeline.eval_batches(dataset.splits["validation"], cfg))
+    assert next(batches.as_numpy_iterator())["stage1"].max() == 65504

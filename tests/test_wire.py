@@ -203,3 +203,12 @@ def test_mistakes_are_named(run_copy):
     with pytest.raises(FlagError, match="--uplink_mbps must be at least 0.001"):
         Options(uplink_mbps=0)
     assert not list(run_copy.path.rglob("wire.csv"))
+
+
+def test_pixels_are_rounded_before_they_become_jpeg(photos):
+    images = photos(1, 24)
+    images = np.clip(images, 1, 255)
+    np.testing.assert_array_equal(
+        jpeg.through_jpeg(tf.constant(images - np.float32(0.3)), 60),
+        jpeg.through_jpeg(tf.constant(images, tf.float32), 60),
+    )
