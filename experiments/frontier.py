@@ -45,6 +45,7 @@ OTHERS = {
     "narrow_bicubic_160": "cornflowerblue",
     "narrow_bicubic_kd_160": "saddlebrown",
     "narrow_thumbnet_160": "darkred",
+    "narrow_thumbnet_160_cl": "magenta",
     "thin_thumbnet": "rosybrown",
 }
 SHOWN = (ORIGINAL, "bicubic", "bicubic_kd", "thumbnet", "slim", *OTHERS)
