@@ -53,3 +53,7 @@ def test_layers_of_the_decoder():
     # 4 channels: a quarter of them behind 3 x 3, then 4 x 4 times 4
     assert decoder.get_layer("decoder_1_conv").kernel.shape == (3, 3, 4, 1)
     assert isinstance(decoder.get_layer("decoder_1_relu"), layers.ReLU)
+
+
+def test_thumbnails_that_are_not_rounded_are_clipped_all_the_same():
+    np.testing.assert_array_equal(downscaler.ToThumbnail(0)(np.float32([-20, 0.4, 300])), np.float32([0, 0.4, 255]))

@@ -275,3 +275,13 @@ def test_evaluation_pixel_by_pixel_is_told(tmp_path, photos, caplog, options, wa
         assert not caplog.records
     else:
         assert re.search(warned, caplog.text.strip())
+
+
+def test_images_are_mixed_by_their_own_share():
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, (9, 40, 40, 3)), tf.uint8)
+    split = types.SimpleNamespace(store=types.SimpleNamespace(get=lambda index: images[index]), num_examples=9)
+    cfg = Config(dataset="folder:x", image_size=32, augment="crop", mixup_alpha=0.2, crop_fraction=1.0)
+    index, view = tf.constant(4, tf.int64), tf.constant(1, tf.int64)
+    _, (other, share) = pipeline._view(split, cfg, 3, view, index)
+    wanted = preprocess.mixing(preprocess.view_seed(3, index, view), 0.2, 9)
+    assert (int(other), float(share)) == (int(wanted[0]), float(wanted[1]))
