@@ -240,3 +240,15 @@ def test_summary_takes_runs_that_have_the_same_seeds(tmp_path, monkeypatch):
     assert not (tmp_path / "discs.csv").exists()
     summary.collect("discs", folders[:1])
     assert [each["method"] for each in read_rows(tmp_path / "discs.csv")] == ["original", "bicubic", "thumbnet"]
+
+
+def test_summary_sorts_by_methods_and_by_seeds_as_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(summary, "RESULTS", tmp_path)
+    for seed in (10, 9):
+        (tmp_path / str(seed)).mkdir()
+        write_rows(
+            tmp_path / f"{seed}/results.csv", COLUMNS, [row(name, seed, 0.5) for name in ("bicubic", "original")]
+        )
+    summary.collect("discs", [str(tmp_path / "10"), str(tmp_path / "9")])
+    found = [(each["method"], each["seed"]) for each in read_rows(tmp_path / "discs.csv")]
+    assert found == [("original", "9"), ("original", "10"), ("bicubic", "9"), ("bicubic", "10")]
