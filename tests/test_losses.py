@@ -25,6 +25,9 @@ def test_classification_label_smoothing_golden():
     # s = 0.2, C = 2: target [0.9, 0.1]: 0.9 log 4 + 0.1 log 4/3
     value = losses.classification(tf.constant([0]), tf.constant([[0.0, math.log(3)]]), 0.2)
     np.testing.assert_allclose(value, [0.9 * math.log(4) + 0.1 * math.log(4 / 3)], rtol=1e-6)
+    # s = 0.3, C = 3: target [0.1, 0.1, 0.8], softmax [1/4, 1/4, 1/2]: 0.2 log 4 + 0.8 log 2
+    value = losses.classification(tf.constant([2]), tf.constant([[0.0, 0.0, math.log(2)]]), 0.3)
+    np.testing.assert_allclose(value, [0.2 * math.log(4) + 0.8 * math.log(2)], rtol=1e-6)
 
 
 def test_classification_takes_probabilities():
