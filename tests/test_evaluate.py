@@ -115,8 +115,6 @@ def test_what_was_measured_goes_with_a_method_that_is_trained_anew(run, dataset)
 
 
 def test_padding_of_the_last_batch_counts_for_nothing(monkeypatch):
-    from thumbnet_tf import evaluate
-
     batches = [
         {"id": tf.constant(ids), "mask": tf.constant(mask), "image": tf.cast(ids, tf.float32)}
         for ids, mask in (([0, 1], [1.0, 1.0]), ([2, -1], [1.0, 0.0]))
