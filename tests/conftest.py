@@ -3,6 +3,8 @@
 import gc
 import os
 
+import thumbnet_tf  # noqa: F401 - before TensorFlow, for which it chooses oneDNN
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras

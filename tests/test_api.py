@@ -1,5 +1,7 @@
 """Tests of the Python API: what it answers is what the run's models say, from a run as from its export."""
 
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -38,6 +40,17 @@ def test_import_is_light_and_names_are_found():
     assert thumbnet_tf.Config is Config and thumbnet_tf.UserError is UserError
     with pytest.raises(AttributeError, match="module 'thumbnet_tf' has no attribute 'nonsense'"):
         thumbnet_tf.nonsense  # noqa: B018
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere TensorFlow's own choice stands")
+@pytest.mark.parametrize("given", ["", "0"])
+def test_tensorflow_computes_by_onednn_unless_told_otherwise(given):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    environment |= {"TF_ENABLE_ONEDNN_OPTS": given} if given else {}
+    code = "import thumbnet_tf, tensorflow"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert ("oneDNN custom operations are on" in done.stderr) == (not given)
 
 
 def test_train_is_called_whoever_imported_it_first(monkeypatch):

@@ -93,6 +93,13 @@ def test_a_disk_with_too_little_room_is_told_before(cached, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     with pytest.raises(UserError, match="and the disk has 0.0 MiB left; make room, or give another --cache_dir"):
         prepare(cfg, dataset, teacher)
+    needed = 18 * cache_files.file_size(8, 512)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, needed + 2**20))
+    monkeypatch.setattr(teacher_cache, "held", lambda *_: (0, 2**20 + 1))
+    with pytest.raises(UserError, match=r"the disk has 4\.4 MiB left, where other runs are to write 1\.0 MiB; make"):
+        prepare(cfg, dataset, teacher)
+    monkeypatch.setattr(teacher_cache, "held", lambda *_: (0, 2**20))
+    prepare(cfg, dataset, teacher)
 
 
 def _hold(folder, ready, release) -> None:

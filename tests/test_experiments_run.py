@@ -4,18 +4,16 @@ import datetime
 import hashlib
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
-from absl import flags as absl_flags
 
 from experiments import run
-from thumbnet_tf import flags, stages
 from thumbnet_tf.config import Config, FlagError, UserError
 from thumbnet_tf.csv_files import read_rows, write_rows
 from thumbnet_tf.evaluate import COLUMNS
@@ -95,6 +93,14 @@ def test_each_row_and_seed_is_trained_once_with_its_teacher(rows, tmp_path, caps
     assert run.main(options) == 0
     assert len(rows) == 4  # nothing anew
     assert "discs_32_bicubic, seed 1 is measured; --again trains it where its run" in capsys.readouterr().err
+
+
+def test_seeds_stand_in_their_order_beside_the_minutes_that_they_took(rows, tmp_path, monkeypatch):
+    clock = iter([0.0, 90.0, 1000.0, 1204.0])
+    monkeypatch.setattr(run, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    assert run.main(run.Options(rows=("discs_32_original",), seeds=("10", "9"))) == 0
+    noted = read_rows(tmp_path / "results" / "discs_32.csv")
+    assert [(row["seed"], row["minutes"]) for row in noted] == 2 * [("9", "3.4")] + 2 * [("10", "1.5")]
 
 
 def test_sets_of_one_full_size_share_their_teacher(rows, tmp_path, monkeypatch):
@@ -298,21 +304,3 @@ def test_mistakes_are_named(rows, tmp_path):
     with pytest.raises(FlagError, match="of one folder of photographs.*with rows of folder:thumbnails"):
         (tmp_path / "rows" / "generic_net_bicubic.flags").write_text("--dataset=folder:thumbnails\n")
         run.Options(rows=("generic_net_bicubic",), dataset="folder:x")
-
-
-@pytest.mark.parametrize("row", run.names())
-def test_every_row_is_a_configuration_with_its_sets_sizes(row, monkeypatch):
-    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
-    monkeypatch.setattr(run, "bfloat16_pays", lambda: True)
-    values = absl_flags.FlagValues()
-    absl_flags.DEFINE_string("flagfile", "", "", flag_values=values)
-    flags.define(Config, flag_values=values)
-    arguments = values(["train", *run.command(row, "0", run.Options(rows=(row,)))[3:]])
-    cfg = flags.parsed(Config, arguments[1:], flag_values=values)
-    students = stages.students(cfg)
-    alone = run.set_of(row).startswith(run.ALONE)
-    assert len(students) == (0 if alone or row.endswith("_original") else 1)
-    assert alone or run.set_of(row).endswith(f"_{cfg.thumbnail_size}")
-    if not cfg.dataset.startswith("fine_detail") and students and not row.endswith("_cl"):
-        assert (cfg.w_cl == 0) == ("kd" in stages.METHODS[students[0]].losses or not stages.METHODS[students[0]].losses)
-    assert cfg.mixup_alpha == (0 if cfg.dataset.startswith("fine_detail") else 1)  # of the base that photographs share

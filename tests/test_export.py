@@ -125,6 +125,17 @@ def test_a_variant_that_lost_too_much_is_not_published(quick, tiny_run, tmp_path
     assert "int8" in capsys.readouterr().out
 
 
+def test_what_a_variant_may_lose_unless_told(tmp_path):
+    points = {"float32": 0.2, "float16": 0.2, "dynamic": 0.5, "int8": 1, "int8_qat": 0.5, "pruned": 2, "clustered": 2}
+    for variant, limit in points.items():
+        path = tmp_path / f"student_{variant}.tflite"
+        for lost in (limit, limit + 0.01):
+            path.write_bytes(b"model")
+            row = {"artifact": "student", "variant": variant, "keras_top1": "0.9", "top1": f"{0.9 - lost / 100:.6f}"}
+            refused = export._judge([row], export.FAIL_UNDER, tmp_path)
+            assert (len(refused), path.exists()) == ((0, True) if lost == limit else (1, False)), variant
+
+
 def test_thresholds_can_be_set(quick, tiny_run, tmp_path):
     loose = export_options(tiny_run, tmp_path, variants=("dynamic", "int8"), fail_under=("int8:50",))
     assert export.export(loose)[1] == []

@@ -169,6 +169,13 @@ def test_eval_batches_hold_every_image_once(splits, kind, batch_size):
         np.testing.assert_array_equal(got["image"][index], preprocess.eval_crop(get(index), 32, 0.8))
 
 
+@pytest.mark.parametrize("kind", STORES)
+def test_chosen_images_come_in_the_order_asked(splits, kind):
+    split, cfg = splits[kind]
+    every = np.concatenate(list(collect(eval_batches(split, cfg, 1))["image"]))
+    np.testing.assert_array_equal(pipeline.eval_images(split, cfg, [5, 2, 9]), every[[5, 2, 9]])
+
+
 def test_eval_batch_size_defaults_to_the_option(splits):
     assert eval_batches(*splits["memory"]).element_spec["id"].shape == (4,)
 

@@ -1,5 +1,7 @@
 """Tests of listing, splitting and checking TFDS sets: prepared, mocked and absent ones."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,7 +10,7 @@ from data_helpers import SPLITS, TinyPhotos, load, pixels
 
 from thumbnet_tf import preprocess
 from thumbnet_tf.config import UserError
-from thumbnet_tf.data import fine_detail
+from thumbnet_tf.data import fine_detail, listing
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,15 @@ def test_prepared_set_with_all_splits(tiny_dir):
     np.testing.assert_array_equal(train.labels, [label for _, label in expected])
     for (image, _), got in zip(expected, pixels(train), strict=True):
         np.testing.assert_array_equal(got, image)
+
+
+def test_a_prepared_set_is_known_by_its_name_and_by_what_its_files_hold(tiny_dir):
+    files = sorted(pathlib.Path(tiny_dir, "tiny_photos/train_validation/1.0.0").glob("*-train.tfrecord*"))
+    records = list(tf.data.TFRecordDataset([str(path) for path in files]).as_numpy_iterator())
+    name, train, validation = listing.list_tfds("tiny_photos/train_validation", tiny_dir).identity
+    assert name == "tiny_photos/train_validation/1.0.0"
+    assert train == f"train 24 {sum(map(len, records))} [24]"
+    assert validation.startswith("validation 24 ") and validation.split()[2] != train.split()[2]
 
 
 def test_prepared_sets_lacking_splits(tiny_dir, caplog):

@@ -50,7 +50,9 @@ def test_a_run_leaves_what_is_promised(staged_run):
     full += cfg.w_cl * terms[1]["cl"] + cfg.w_kd * terms[1]["kd"]
     assert terms[1]["loss"] == pytest.approx(full, rel=1e-5)
     assert min(min(row.values()) for row in terms) > 0
-    assert 0 <= float(metrics[1]["agreement"]) <= 1
+    for name in ("accuracy", "agreement"):  # of the 24 images of each epoch alone: validation's 3 aren't among them
+        right = [24 * float(row[name]) for row in metrics]
+        assert right == pytest.approx([round(count) for count in right], abs=1e-4) and 0 <= max(right) <= 24
     assert float(metrics[1]["images_per_second"]) > 0
     assert rows(run.path / "original" / "metrics.csv")[0]["kd"] == ""
 
