@@ -14,6 +14,7 @@ from experiments import (
     deployment,
     feature_maps,
     frontier,
+    onednn,
     published,
     recovery,
     speed,
@@ -50,6 +51,7 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
         (page, "flowers_views", views.markdown),
         (page, "ablation_32_feature_maps", feature_maps.markdown),
         (page, "tflite_latency", tflite_latency.markdown),
+        (page, "benchmark_onednn", onednn.markdown),
         *((page, f"benchmark_{what}", report[-1]) for what, report in speed.REPORTS.items()),
     ):
         if rows := read_rows(RESULTS / f"{name}.csv"):
