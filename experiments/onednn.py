@@ -1,10 +1,9 @@
-"""Measures what oneDNN gives the training step on this machine, and writes the table into experiments/README.md.
+"""Measures both benchmarks with oneDNN and without on this machine; writes the tables into experiments/README.md.
 
   python -m experiments.onednn
 
-Runs `thumbnet_tf.benchmark --what=training` twice, with oneDNN and without, for a process computes by one of them. The
-gain is then only as exact as two runs agree; what stands beside `step_uncached` is of one run. Made for CPUs where
-TensorFlow wouldn't take oneDNN by itself, those without AVX512_VNNI and AMX.
+Made for CPUs where TensorFlow wouldn't take oneDNN by itself, those without AVX512_VNNI and AMX. A process computes
+with it or without, so what it gains is as exact as two runs agree; what stands beside T, or `step_uncached`, is of one.
 """
 
 import os
@@ -15,40 +14,37 @@ import tempfile
 from collections.abc import Mapping, Sequence
 
 from experiments.summary import RESULTS, ROOT, replace_table
-from thumbnet_tf import benchmark_training
+from thumbnet_tf import benchmark_inference, benchmark_report, benchmark_training
 from thumbnet_tf.config import UserError
 from thumbnet_tf.csv_files import read_rows, write_rows
 
-COLUMNS = ("onednn", *benchmark_training.COLUMNS)
 CASES = ("step_uncached", "step_cached", "part_teacher", "part_student", "keras_distiller", "pipeline")
 
 
-def measure(onednn: str) -> list[dict[str, str]]:
-    """Runs the benchmark in a process of its own.
+def measure(what: str, onednn: str) -> list[dict[str, str]]:
+    """Runs a benchmark in a process of its own.
 
     Args:
+        what: `training`, or `inference` of ResNet-18 at ratio 4.
         onednn: `1` with it or `0` without, as TF_ENABLE_ONEDNN_OPTS takes it.
 
     Returns:
-        Rows by `COLUMNS`.
+        The benchmark's rows, with `onednn`.
 
     Raises:
         UserError: when the process failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "thumbnet_tf.benchmark", "--what=training", f"--out={folder}"]
+        command = [sys.executable, "-m", "thumbnet_tf.benchmark", f"--what={what}", f"--out={folder}"]
+        command += ["--quick"] if what == "inference" else []
         done = subprocess.run(command, cwd=ROOT, env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": onednn})
         if done.returncode:
             raise UserError(f"the benchmark failed; see above. Received: code {done.returncode}")
-        return [{"onednn": onednn, **row} for row in read_rows(pathlib.Path(folder) / "benchmark_training.csv")]
+        return [{"onednn": onednn, **row} for row in read_rows(pathlib.Path(folder) / f"benchmark_{what}.csv")]
 
 
-def markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Returns the rows of `CASES` as a table: with oneDNN, and how many times more than without.
-
-    Args:
-        rows: by `COLUMNS`.
-    """
+def training_markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Returns the rows of `CASES` as a table: with oneDNN, and how many times more than without."""
     found = {(row["onednn"], row["case"], row["image_size"]): float(row["median"]) for row in rows}
     sizes = {row["image_size"]: int(row["image_size"]) // int(row["ratio"]) for row in rows}
     lines = [["case"], ["---"], *([f"`{case}`"] for case in CASES)]
@@ -65,12 +61,29 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def inference_markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Returns what each model costs with oneDNN, and beside it T and E + S without."""
+    tables = [benchmark_report.cells([row for row in rows if row["onednn"] == onednn]) for onednn in ("1", "0")]
+    (titles, lines), (_, others) = tables
+    found = [[*titles, "T, without oneDNN", "E + S, without"], ["---", "---", *["---:"] * len(titles)]]
+    found += [[*line, *other[2:4]] for line, other in zip(lines, others, strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in found)
+
+
+# columns and table of each
+REPORTS = {
+    "training": (("onednn", *benchmark_training.COLUMNS), training_markdown),
+    "inference": (("onednn", *benchmark_inference.COLUMNS), inference_markdown),
+}
+
+
 def main() -> int:
     """Measures and writes; returns the exit code."""
     try:
-        rows = [row for onednn in ("1", "0") for row in measure(onednn)]
-        write_rows(RESULTS / "benchmark_onednn.csv", COLUMNS, rows)
-        replace_table(ROOT / "experiments" / "README.md", "benchmark_onednn", markdown(rows))
+        for what, (columns, markdown) in REPORTS.items():
+            rows = [row for onednn in ("1", "0") for row in measure(what, onednn)]
+            write_rows(RESULTS / f"onednn_{what}.csv", columns, rows)
+            replace_table(ROOT / "experiments" / "README.md", f"onednn_{what}", markdown(rows))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -51,7 +51,7 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
         (page, "flowers_views", views.markdown),
         (page, "ablation_32_feature_maps", feature_maps.markdown),
         (page, "tflite_latency", tflite_latency.markdown),
-        (page, "benchmark_onednn", onednn.markdown),
+        *((page, f"onednn_{what}", report[-1]) for what, report in onednn.REPORTS.items()),
         *((page, f"benchmark_{what}", report[-1]) for what, report in speed.REPORTS.items()),
     ):
         if rows := read_rows(RESULTS / f"{name}.csv"):

@@ -1,4 +1,4 @@
-"""What oneDNN gives: two processes are asked, and what both say stands side by side."""
+"""What oneDNN gives: two processes are asked for each benchmark, and what both say stands side by side."""
 
 import os
 import pathlib
@@ -7,30 +7,45 @@ import subprocess
 import pytest
 
 from experiments import onednn
-from thumbnet_tf import benchmark_training
+from thumbnet_tf import benchmark_inference, benchmark_report, benchmark_training
 from thumbnet_tf.config import UserError
 from thumbnet_tf.csv_files import read_rows, write_rows
 
+PLACES = "".join(f"<!-- table onednn_{what} -->\n<!-- end of table -->\n" for what in onednn.REPORTS)
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A page and a folder of results, and a benchmark that writes medians at once; gives what it was asked."""
-    asked = []
 
-    def run(command, cwd, env):
-        asked.append((env["TF_ENABLE_ONEDNN_OPTS"], env["PATH"] == os.environ["PATH"], *command[1:4]))
-        speed = 4 if env["TF_ENABLE_ONEDNN_OPTS"] == "1" else 1
-        rows = [
+def rows_of(what: str, speed: int) -> list[dict]:
+    """Returns a benchmark's rows: 1, 2, 3 ... times `speed`."""
+    if what == "training":
+        return [
             {"case": case, "image_size": size, "ratio": 4, "median": speed * (number + 1)}
             for size in (128, 224)
             for number, case in enumerate(benchmark_training.ABOUT)
         ]
+    return [
+        {"case": case, "backbone": "resnet18", "model": model, "image_size": 224, "ratio": 1 if number == 1 else 4}
+        | {"median": speed * number, "unit": "ms", "teacher_over_it": number}
+        for case in benchmark_report.CASES
+        for number, model in enumerate(("teacher", "thumbnet", "student"), 1)
+    ]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A page and a folder of results, and benchmarks that write made-up rows at once; gives what was asked."""
+    asked = []
+
+    def run(command, cwd, env):
+        what = command[3].removeprefix("--what=")
+        asked.append((what, env["TF_ENABLE_ONEDNN_OPTS"], env["PATH"] == os.environ["PATH"], command[5:]))
+        columns = {"training": benchmark_training.COLUMNS, "inference": benchmark_inference.COLUMNS}[what]
         folder = pathlib.Path(command[4].removeprefix("--out="))
-        write_rows(folder / "benchmark_training.csv", benchmark_training.COLUMNS, rows)
+        rows = rows_of(what, 4 if env["TF_ENABLE_ONEDNN_OPTS"] == "1" else 1)
+        write_rows(folder / f"benchmark_{what}.csv", columns, rows)
         return subprocess.CompletedProcess(command, 0)
 
     (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "README.md").write_text("<!-- table benchmark_onednn -->\n<!-- end of table -->\n")
+    (tmp_path / "experiments" / "README.md").write_text(PLACES)
     monkeypatch.setattr(onednn.subprocess, "run", run)
     monkeypatch.setattr(onednn, "ROOT", tmp_path)
     monkeypatch.setattr(onednn, "RESULTS", tmp_path)
@@ -39,8 +54,10 @@ def place(tmp_path, monkeypatch):
 
 def test_both_are_measured_and_compared(place, tmp_path):
     assert onednn.main() == 0
-    assert place == [(each, True, "-m", "thumbnet_tf.benchmark", "--what=training") for each in ("1", "0")]
-    rows = read_rows(tmp_path / "benchmark_onednn.csv")
+    assert place == [
+        (what, number, True, more) for what, more in (("training", []), ("inference", ["--quick"])) for number in "10"
+    ]
+    rows = read_rows(tmp_path / "onednn_training.csv")
     assert len(rows) == 2 * 2 * len(benchmark_training.ABOUT)
     assert {row["onednn"] for row in rows if row["median"] == "4"} == {"0", "1"}  # the fourth without, the first with
     page = (tmp_path / "experiments" / "README.md").read_text().splitlines()
@@ -48,11 +65,14 @@ def test_both_are_measured_and_compared(place, tmp_path):
     shown = [column.format(sizes) for sizes in ("128 to 32", "224 to 56") for column in columns]
     assert page[1] == f"| case | {' | '.join(shown)} |"
     assert page[4] == "| `step_cached` | 8 | 2.00 | 4.00 | 8 | 2.00 | 4.00 |"
+    line = "| resnet18, 224 | frozen, batch 1 | 4.0 ms | 8.0 ms (2.0x) | 12.0 ms (3.0x) | 1.0 ms | 2.0 ms (2.0x) |"
+    assert line in page
+    assert {text.count("|") for text in page if text.startswith("|")} == {8}  # both tables have seven columns
 
 
 def test_a_benchmark_that_fails_changes_nothing(place, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(onednn.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 137))
     with pytest.raises(UserError, match="the benchmark failed; see above. Received: code 137"):
-        onednn.measure("1")
+        onednn.measure("training", "1")
     assert onednn.main() == 1
-    assert not (tmp_path / "benchmark_onednn.csv").exists() and "code 137" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.csv")) and "code 137" in capsys.readouterr().err
