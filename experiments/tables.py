@@ -14,6 +14,7 @@ from experiments import (
     deployment,
     feature_maps,
     frontier,
+    glance,
     onednn,
     published,
     recovery,
@@ -57,6 +58,7 @@ def blocks() -> Iterator[tuple[pathlib.Path, str, str]]:
         if rows := read_rows(RESULTS / f"{name}.csv"):
             yield where, name, text(rows)
     yield page, "aims", aims.markdown()
+    yield top, "glance", glance.markdown()
     photographs = {name: rows_of(name) for name in ("flowers_64", "flowers_32", "plant_64", "plant_32", "plant_56")}
     yield top, "photographs", overview_markdown({name: rows for name, rows in photographs.items() if rows})
     for of_set in sorted({set_of(row) for row in names()}):

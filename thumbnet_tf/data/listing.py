@@ -214,9 +214,8 @@ def list_tfds(dataset: str, data_dir: str) -> Listing:
         )
     identity = [info.full_name]
     for name in available if info.splits else []:
-        split = info.splits[name]
-        size = int(split.num_bytes)  # prints itself rounded, as KiB or MiB
-        identity.append(f"{name} {split.num_examples} {size} {list(split.shard_lengths or [])}")
+        split = info.splits[name]  # whose num_bytes prints itself rounded, as KiB or MiB
+        identity.append(f"{name} {split.num_examples} {int(split.num_bytes)} {list(split.shard_lengths or [])}")
     splits = {name: functools.partial(_read_split, builder, name, keys) for name in available}
     return Listing(tuple(label.names), splits, identity)
 
