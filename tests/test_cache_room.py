@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import logging
 import multiprocessing
+import pathlib
 import resource
 import shutil
 import time
@@ -100,6 +101,25 @@ def test_a_disk_with_too_little_room_is_told_before(cached, monkeypatch):
         prepare(cfg, dataset, teacher)
     monkeypatch.setattr(teacher_cache, "held", lambda *_: (0, 2**20))
     prepare(cfg, dataset, teacher)
+
+
+def test_a_folder_that_can_not_be_entered_holds_nothing_that_counts(tmp_path, monkeypatch):
+    for name in ("lost+found", "train-1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "made").write_bytes(bytes(50))
+    inside = pathlib.Path.read_text, pathlib.Path.is_file
+
+    def denied(call):
+        def refuse(path, *args):
+            if path.parent.name == "lost+found":
+                raise PermissionError(13, "Permission denied", str(path))
+            return call(path, *args)
+
+        return refuse
+
+    monkeypatch.setattr(pathlib.Path, "read_text", denied(inside[0]))
+    monkeypatch.setattr(pathlib.Path, "is_file", denied(inside[1]))
+    assert cache_files.held(tmp_path) == (50, 0)
 
 
 def _hold(folder, ready, release) -> None:

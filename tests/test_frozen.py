@@ -66,6 +66,16 @@ def test_first_layer_with_larger_maps_stays():
     assert frozen.on_pixels(model) is model
 
 
+def test_maps_of_several_poolings_are_rescaled_each():
+    image = keras.Input((8, 8, 3))
+    x = layers.Rescaling(1 / 128, offset=-1.0)(image)
+    model = keras.Model(image, [layers.AveragePooling2D(4)(x), layers.AveragePooling2D(8)(x)])
+    result = frozen.on_pixels(model)
+    assert result is not model
+    for got, expected in zip(result(images(8)), model(images(8)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_rescaled_pixels_that_others_need_stay():
     image = keras.Input((8, 8, 3))
     x = layers.Rescaling(1 / 128, offset=-1.0)(image)

@@ -130,6 +130,14 @@ def test_a_folder_that_can_not_be_read_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match=rf"must be readable; allow it or give another. Received: {tmp_path}$"):
         list_images([str(tmp_path)])
+    for name in (".hidden/in", "a.png", "b"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "0.png").write_bytes(b"")
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name not in (".hidden", "in", "b"))
+    with pytest.raises(UserError, match=rf"allow it or give another. Received: {tmp_path}/b$"):
+        list_images([str(tmp_path)])
+    (tmp_path / "b").rmdir()
+    assert list_images([str(tmp_path)]) == [str(tmp_path / "0.png")]  # hidden ones don't matter
 
 
 def test_folders_are_listed_deeply_in_natural_order(tmp_path):

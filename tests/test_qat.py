@@ -150,6 +150,15 @@ def test_two_steps_equal_one_and_agree_with_keras(files, trained, variant):
     assert difference.mean() < {"int8_qat": 0.02, "pruned": 0.06, "clustered": 0.02}[variant]
 
 
+def test_stored_thumbnails_of_few_bits_are_read_as_the_levels_that_they_stand_for(trained):
+    given = trained.calibration[:4]
+    model = twin.build(shipped_model(dataclasses.replace(trained.cfg, thumbnail_bits=3).resolved()))
+    models = {part: TFLite(content) for part, content in qat._converted(model, "pruned").items()}
+    thumbnails = models["downscaler"](given)
+    assert len(np.unique(thumbnails)) <= 8 and 36 in thumbnails  # stands for 255 / 7
+    np.testing.assert_array_equal(models["classifier"](thumbnails), models["thumbnet"](given))
+
+
 def test_pruned_and_clustered_kernels(files):
     kernels = {variant: TFLite(files[variant]["classifier"]).kernels() for variant in ("pruned", "clustered")}
     sparse = [np.mean(kernel == 0) for kernel in kernels["pruned"]]

@@ -133,12 +133,17 @@ def test_a_class_may_be_called_like_a_split(tmp_path, caplog):
 
 
 def test_a_folder_that_can_not_be_read_is_told(pets, monkeypatch):
-    def denied(self):
-        raise PermissionError(13, "Permission denied", str(self))
+    inside = os.listdir
+    for closed in ("pets", "dog"):  # may be read and not entered
 
-    monkeypatch.setattr(listing.Path, "iterdir", denied)
-    with pytest.raises(UserError, match=r"must be readable. Received: .*pets \(Permission denied\)"):
-        load(f"folder:{pets}")
+        def denied(path, closed=closed):
+            if str(path).endswith(f"/{closed}/."):
+                raise PermissionError(13, "Permission denied", path)
+            return inside(path)
+
+        monkeypatch.setattr(listing.os, "listdir", denied)
+        with pytest.raises(UserError, match=rf"must be readable. Received: .*{closed} \(Permission denied\)"):
+            load(f"folder:{pets}")
 
 
 def test_a_folder_that_has_moved_is_the_same_data(pets, tmp_path):

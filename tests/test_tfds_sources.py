@@ -40,7 +40,7 @@ def test_a_prepared_set_is_known_by_its_name_and_by_what_its_files_hold(tiny_dir
     records = list(tf.data.TFRecordDataset([str(path) for path in files]).as_numpy_iterator())
     name, train, validation = listing.list_tfds("tiny_photos/train_validation", tiny_dir).identity
     assert name == "tiny_photos/train_validation/1.0.0"
-    assert train == f"train 24 {sum(map(len, records))} [24]"
+    assert train == f"train 24 {sum(map(len, records)) / 1024:.2f} KiB [24]"
     assert validation.startswith("validation 24 ") and validation.split()[2] != train.split()[2]
 
 

@@ -84,7 +84,7 @@ def held(root: pathlib.Path, own: Collection[pathlib.Path] = ()) -> tuple[int, i
     for folder in (path for path in root.iterdir() if path.is_dir()):
         now = _size(folder)
         there += now
-        with contextlib.suppress(FileNotFoundError, ValueError):  # nothing is promised, or it is being written
+        with contextlib.suppress(OSError, ValueError):  # nothing is promised, it is being written, or not to be entered
             then = int((folder / _ROOM).read_text())
             promised += max(0, then - now) if folder not in own and _is_locked(folder) else 0
     return there, promised
@@ -104,9 +104,9 @@ def growing(folder: pathlib.Path, num_bytes: int) -> Iterator[None]:
 
 def _size(folder: pathlib.Path) -> int:
     total = 0
-    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+    with contextlib.suppress(OSError):  # deleted meanwhile, or another user's
         for path in folder.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+            with contextlib.suppress(OSError):  # renamed meanwhile
                 total += path.stat().st_size if path.is_file() else 0
     return total
 

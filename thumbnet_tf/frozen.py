@@ -81,6 +81,8 @@ def on_pixels(model: keras.Model) -> keras.Model:
 
     latest: list[keras.KerasTensor] = []  # what was called last; the layers come by depth, pooling next to its sum
 
+    names: list[str] = []  # of the copies of the rescaling, one behind each pooling
+
     def call(layer: layers.Layer, x: keras.KerasTensor, *args, **kwargs) -> keras.KerasTensor:
         if layer.name == first.name:
             return x
@@ -90,7 +92,10 @@ def on_pixels(model: keras.Model) -> keras.Model:
         latest[:] = [y]
         if type(layer) is layers.Conv2D and layer.name in behind:
             return AddMap(name=f"{layer.name}_map")(y)
-        return copied(first)(y) if layer.name in behind else y
+        if layer.name not in behind:
+            return y
+        names.append(f"{first.name}_{len(names)}" if names else first.name)
+        return copied(first, name=names[-1])(y)
 
     result = keras.models.clone_model(model, clone_function=copy, call_function=call)
     sources = {layer.name: layer for layer in model.layers}

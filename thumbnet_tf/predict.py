@@ -172,11 +172,13 @@ def list_images(files: Sequence[str]) -> list[str]:
         if not path.is_dir():
             found.append(name)
             continue
-        if not os.access(path, os.R_OK | os.X_OK):
-            raise UserError(f"a folder of images must be readable; allow it or give another. Received: {name}")
-        inside = [file.relative_to(path) for file in path.rglob("*") if file.is_file()]
-        shown = [file for file in inside if not any(part.startswith(".") for part in file.parts)]
-        images = sorted((file.as_posix() for file in shown if file.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
+        inside = [each.relative_to(path) for each in path.rglob("*")]
+        inside = [each for each in inside if not any(part.startswith(".") for part in each.parts)]
+        for folder in (path, *(path / each for each in inside)):
+            if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+                raise UserError(f"a folder of images must be readable; allow it or give another. Received: {folder}")
+        found_inside = (each for each in inside if each.suffix.lower() in IMAGE_SUFFIXES and (path / each).is_file())
+        images = sorted((each.as_posix() for each in found_inside), key=natural_key)
         if not images:
             raise UserError(f"a folder must hold images ({', '.join(IMAGE_SUFFIXES)}); add some. Received: {name}")
         found += [str(path / file) for file in images]

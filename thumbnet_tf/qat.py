@@ -251,6 +251,11 @@ def _converted(model: "tf_keras.Model", variant: str) -> dict[str, bytes]:
         # the converter makes bytes of an int8 model's inputs and outputs, as the scale of the input is that of pixels
         return fake_quant.on_pixel_grid(x) if quantised else twin.normalised(x)
 
+    def levels(x: tf.Tensor) -> tf.Tensor:
+        # of fewer than 8 bits a file holds the nearest bytes, and S knows the levels, as in `thumbnet.deployed`
+        rounding = None if quantised else model.get_layer(_THUMBNAIL)
+        return rounding(x) if rounding and rounding.bits not in (0, 8) else x
+
     def convert(function: Any, side: int, name: str) -> bytes:
         spec = tf.TensorSpec((1, side, side, 3), tf.float32 if quantised else tf.uint8, name=name)
         concrete = tf.function(function, input_signature=[spec], autograph=False).get_concrete_function()
@@ -266,7 +271,7 @@ def _converted(model: "tf_keras.Model", variant: str) -> dict[str, bytes]:
         ),
         "downscaler": convert(lambda image: {"thumbnail": thumbnail(units(image))}, size, "image"),
         "classifier": convert(
-            lambda thumbnail: {"probabilities": probabilities(units(thumbnail))}, small_size, "thumbnail"
+            lambda thumbnail: {"probabilities": probabilities(levels(units(thumbnail)))}, small_size, "thumbnail"
         ),
     }
     image, thumb, scores = (size, size, 3), (small_size, small_size, 3), model.output.shape[1:]

@@ -142,11 +142,13 @@ def _rounding(layer: ToThumbnail):
     class Rounding(tf_keras.layers.Layer):
         """Clips and rounds; the gradient passes straight through inside the range."""
 
+        bits = layer.bits
+
         def call(self, x: tf.Tensor) -> tf.Tensor:
             x = tf.clip_by_value(x, LOW, HIGH)
-            if layer.bits == 0:
+            if self.bits == 0:
                 return x
-            step = (HIGH - LOW) / (2**layer.bits - 1)
+            step = (HIGH - LOW) / (2**self.bits - 1)
             # in floor and not in a fake quantisation, which TFLite would take as a wish for integers
             return tf.grad_pass_through(lambda y: tf.floor((y - LOW) / step + 0.5) * step + LOW)(x)
 

@@ -78,10 +78,10 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
 
 def _entries(folder: Path) -> list[Path]:
     try:
-        found = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        names = os.listdir(f"{folder}/.")  # refused, too, where names may be read and what they name may not
     except OSError as error:
         raise UserError(f"the data's folders must be readable. Received: {folder} ({error.strerror})") from None
-    return sorted(found, key=lambda path: natural_key(path.name))
+    return [folder / name for name in sorted(names, key=natural_key) if not name.startswith(".")]
 
 
 def list_folder(root: Path) -> Listing:
@@ -140,15 +140,15 @@ def list_folder(root: Path) -> Listing:
 
 
 def _list_classes(folder: Path, root: Path) -> dict[str, list[Path]]:
-    classes: dict[str, list[Path]] = {}
-    below: list[Path] = []
+    classes, below = dict[str, list[Path]](), list[Path]()
+    entries = sorted(_entries(folder), key=lambda path: path.name)
     ignored = [path for path in folder.iterdir() if path.name.startswith(".") or not path.is_dir()]
-    for path in sorted(_entries(folder), key=lambda path: path.name):
+    for path in entries:
         if path.is_dir():
             images = [p for p in _entries(path) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
             ignored += sorted(set(path.iterdir()) - set(images))
-            inside = [p for p in _entries(path) if p.is_dir()]
-            below += [p for f in inside for p in sorted(f.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES]
+            inside = (p for f in _entries(path) if f.is_dir() for p in sorted(f.rglob("*")))
+            below += [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
             classes[path.name] = images
     if below:
         _log.warning(
@@ -214,8 +214,8 @@ def list_tfds(dataset: str, data_dir: str) -> Listing:
         )
     identity = [info.full_name]
     for name in available if info.splits else []:
-        split = info.splits[name]  # whose num_bytes prints itself rounded, as KiB or MiB
-        identity.append(f"{name} {split.num_examples} {int(split.num_bytes)} {list(split.shard_lengths or [])}")
+        split = info.splits[name]
+        identity.append(f"{name} {split.num_examples} {split.num_bytes} {list(split.shard_lengths or [])}")
     splits = {name: functools.partial(_read_split, builder, name, keys) for name in available}
     return Listing(tuple(label.names), splits, identity)
 
