@@ -1,6 +1,6 @@
 """Measures both benchmarks with oneDNN and without on this machine; writes the tables into experiments/README.md.
 
-  python -m experiments.onednn
+  python -m experiments.onednn             # or one of them: training, inference
 
 Made for CPUs where TensorFlow wouldn't take oneDNN by itself, those without AVX512_VNNI and AMX. A process computes
 with it or without, so what it gains is as exact as two runs agree; what stands beside T, or `step_uncached`, is of one.
@@ -77,10 +77,14 @@ REPORTS = {
 }
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Measures and writes; returns the exit code."""
+    if not set(arguments) <= set(REPORTS):
+        print(__doc__)
+        return 2
     try:
-        for what, (columns, markdown) in REPORTS.items():
+        for what in arguments or REPORTS:
+            columns, markdown = REPORTS[what]
             rows = [row for onednn in ("1", "0") for row in measure(what, onednn)]
             write_rows(RESULTS / f"onednn_{what}.csv", columns, rows)
             replace_table(ROOT / "experiments" / "README.md", f"onednn_{what}", markdown(rows))
@@ -91,4 +95,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

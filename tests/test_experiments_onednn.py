@@ -53,7 +53,7 @@ def place(tmp_path, monkeypatch):
 
 
 def test_both_are_measured_and_compared(place, tmp_path):
-    assert onednn.main() == 0
+    assert onednn.main([]) == 0
     assert place == [
         (what, number, True, more) for what, more in (("training", []), ("inference", ["--quick"])) for number in "10"
     ]
@@ -74,5 +74,12 @@ def test_a_benchmark_that_fails_changes_nothing(place, tmp_path, monkeypatch, ca
     monkeypatch.setattr(onednn.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 137))
     with pytest.raises(UserError, match="the benchmark failed; see above. Received: code 137"):
         onednn.measure("training", "1")
-    assert onednn.main() == 1
+    assert onednn.main([]) == 1
     assert not list(tmp_path.glob("*.csv")) and "code 137" in capsys.readouterr().err
+
+
+def test_one_of_them_can_be_asked_for(place, tmp_path, capsys):
+    assert onednn.main(["--training"]) == 2 and "python -m experiments.onednn" in capsys.readouterr().out
+    assert not place
+    assert onednn.main(["inference"]) == 0
+    assert {what for what, *_ in place} == {"inference"} and not (tmp_path / "onednn_training.csv").exists()
