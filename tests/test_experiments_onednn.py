@@ -1,4 +1,4 @@
-"""What oneDNN gives: two processes are asked for each benchmark, and what both say stands side by side."""
+"""What oneDNN gives: three processes are asked for each benchmark, and what they say stands side by side."""
 
 import os
 import pathlib
@@ -37,10 +37,11 @@ def place(tmp_path, monkeypatch):
 
     def run(command, cwd, env):
         what = command[3].removeprefix("--what=")
-        asked.append((what, env["TF_ENABLE_ONEDNN_OPTS"], env["PATH"] == os.environ["PATH"], command[5:]))
+        given = {name: text for name, text in env.items() if os.environ.get(name) != text}
+        asked.append((what, given, env["PATH"] == os.environ["PATH"], command[5:]))
         columns = {"training": benchmark_training.COLUMNS, "inference": benchmark_inference.COLUMNS}[what]
         folder = pathlib.Path(command[4].removeprefix("--out="))
-        rows = rows_of(what, 4 if env["TF_ENABLE_ONEDNN_OPTS"] == "1" else 1)
+        rows = rows_of(what, {0: 6, 1: 4, 2: 1}[len(given)])
         write_rows(folder / f"benchmark_{what}.csv", columns, rows)
         return subprocess.CompletedProcess(command, 0)
 
@@ -53,27 +54,33 @@ def place(tmp_path, monkeypatch):
 
 
 def test_both_are_measured_and_compared(place, tmp_path):
+    by_avx2 = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     assert onednn.main([]) == 0
     assert place == [
-        (what, number, True, more) for what, more in (("training", []), ("inference", ["--quick"])) for number in "10"
+        (what, given, True, more)
+        for what, more in (("training", ["--rounds=3"]), ("inference", ["--quick"]))
+        for given in ({}, by_avx2, by_avx2 | {"TF_ENABLE_ONEDNN_OPTS": "0"})
     ]
     rows = read_rows(tmp_path / "onednn_training.csv")
-    assert len(rows) == 2 * 2 * len(benchmark_training.ABOUT)
-    assert {row["onednn"] for row in rows if row["median"] == "4"} == {"0", "1"}  # the fourth without, the first with
+    assert len(rows) == 3 * 2 * len(benchmark_training.ABOUT)
+    assert {row["setting"] for row in rows if row["median"] == "6"} == {
+        "as it is",
+        "AVX2, no oneDNN",
+    }  # 6 x 1, 1 x 6
     page = (tmp_path / "experiments" / "README.md").read_text().splitlines()
-    columns = ("images/s, {} px", "/ step_uncached", "times without oneDNN")
+    columns = ("images/s, {} px", "/ step_uncached", "by AVX2", "/ step_uncached", "times without oneDNN")
     shown = [column.format(sizes) for sizes in ("128 to 32", "224 to 56") for column in columns]
     assert page[1] == f"| case | {' | '.join(shown)} |"
-    assert page[4] == "| `step_cached` | 8 | 2.00 | 4.00 | 8 | 2.00 | 4.00 |"
-    line = "| resnet18, 224 | frozen, batch 1 | 4.0 ms | 8.0 ms (2.0x) | 12.0 ms (3.0x) | 1.0 ms | 2.0 ms (2.0x) |"
-    assert line in page
-    assert {text.count("|") for text in page if text.startswith("|")} == {8}  # both tables have seven columns
+    assert page[4] == f"| `step_cached` |{' 12 | 2.00 | 8 | 2.00 | 4.00 |' * 2}"
+    line = "| resnet18, 224 | frozen, batch 1 | 6.0 ms | 12.0 ms (2.0x) | 18.0 ms (3.0x) |"
+    assert f"{line} 4.0 ms | 8.0 ms (2.0x) | 1.0 ms | 2.0 ms (2.0x) |" in page
+    assert {text.count("|") for text in page if text.startswith("|")} == {12, 10}
 
 
 def test_a_benchmark_that_fails_changes_nothing(place, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(onednn.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 137))
     with pytest.raises(UserError, match="the benchmark failed; see above. Received: code 137"):
-        onednn.measure("training", "1")
+        onednn.measure("training", "AVX2")
     assert onednn.main([]) == 1
     assert not list(tmp_path.glob("*.csv")) and "code 137" in capsys.readouterr().err
 

@@ -99,7 +99,7 @@ def test_every_command_of_the_experiments_can_be_given():
             assert {f"{arguments[0]}_{row}" for row in arguments[1:]} <= set(experiments.run.names()), command
         elif name == "speed":
             assert arguments in [[what] for what in speed.REPORTS], command
-        elif name in ("tables", "tflite_latency", "recount"):
+        elif name in ("tables", "tflite_latency", "recount", "onednn"):
             assert arguments == [], command
         else:  # a table of runs
             kind = f"_{arguments.pop(0)}" if name == "deployment" else "" if name == "summary" else f"_{name}"

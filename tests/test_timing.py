@@ -1,10 +1,13 @@
 """What `timing.measure` measures, with a clock that only the cases move."""
 
+import math
+
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from thumbnet_tf import benchmark_training, timing, train
-from thumbnet_tf.config import Config
+from thumbnet_tf.config import Config, UserError
 
 
 def test_cases_take_turns_and_warm_up_is_left_out():
@@ -37,14 +40,26 @@ def test_a_type_is_compared_with_float32(monkeypatch):
     assert timing.slowdown.__wrapped__("bfloat16") == 6.0
 
 
+def test_a_type_that_can_not_be_computed_is_told(monkeypatch):
+    def refused(images, kernel):
+        raise tf.errors.AbortedError(None, None, "could not create a primitive descriptor")
+
+    monkeypatch.setattr(timing.tf, "function", lambda function: refused)
+    assert timing.slowdown.__wrapped__("bfloat16") == math.inf
+    monkeypatch.setattr(timing, "slowdown", {"bfloat16": math.inf}.get)
+    assert not benchmark_training._has_bfloat16()
+    with pytest.raises(UserError, match="give float32.* Received: mixed_bfloat16$"):
+        train._check_precision(Config(mixed_precision="mixed_bfloat16"))
+
+
 def test_a_slow_precision_is_told(monkeypatch, caplog):
     for slowdown, told in ((14.6, 1), (1.2, 0)):
         caplog.clear()
         monkeypatch.setattr(timing, "slowdown", {"bfloat16": slowdown}.get)
-        train._warn_of_slow_precision(Config(mixed_precision="mixed_bfloat16"))
+        train._check_precision(Config(mixed_precision="mixed_bfloat16"))
         assert len(caplog.records) == told
     monkeypatch.setattr(timing, "slowdown", None)
-    train._warn_of_slow_precision(Config())  # measures nothing
+    train._check_precision(Config())  # measures nothing
     monkeypatch.setattr(timing, "slowdown", {"bfloat16": 14.6}.get)
     assert not benchmark_training._has_bfloat16()
     assert [record.getMessage() for record in caplog.records] == [

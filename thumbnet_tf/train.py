@@ -10,6 +10,7 @@ The same command goes on after an interruption, and trains nothing when the run 
 import contextlib
 import dataclasses
 import logging
+import math
 import pathlib
 import secrets
 import shutil
@@ -120,7 +121,7 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
                 distribution.await_shared(run.path / "data.json", job)
                 run.check_data(dataset.facts())
             if job.is_chief and not all(map(run.is_done, (ORIGINAL, *students))):
-                _warn_of_slow_precision(cfg)
+                _check_precision(cfg)
             for method in (ORIGINAL, *students):
                 if job.from_chief(run.is_done(method)):
                     if job.is_chief:  # left there by a start that was killed just before it deleted them
@@ -168,11 +169,16 @@ def _claim(run: RunDir, cfg: Config, job: distribution.Job) -> None:
         raise UserError(f"--methods must be the same on all machines, and the first has others. Received: {methods}")
 
 
-def _warn_of_slow_precision(cfg: Config) -> None:
-    """Says so where the machine computes in `--mixed_precision` more slowly than in float32."""
+def _check_precision(cfg: Config) -> None:
+    """Says so where the machine computes in `--mixed_precision` more slowly than in float32, or not at all."""
     if cfg.mixed_precision == "float32":
         return
     slowdown = timing.slowdown(cfg.mixed_precision.removeprefix("mixed_"))
+    if math.isinf(slowdown):
+        raise UserError(
+            "--mixed_precision must be what TensorFlow can compute convolutions in on this machine; give float32, or "
+            f"unset ONEDNN_MAX_CPU_ISA if it is set. Received: {cfg.mixed_precision}"
+        )
     if slowdown > timing.SLOW:
         _log.warning(
             "--mixed_precision=%s: a convolution and its gradients take %.0f times as long as in float32 on this "
