@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "Trainer", "UserError", "build_trainer", "load", "train"]
 
-# TensorFlow does so by itself where the CPU has AVX512_VNNI or AMX; with AVX2 alone it pays, too (README, *Threads*)
+# TensorFlow does so by itself where the CPU has AVX512_VNNI or AMX; with AVX2 alone it pays, too (README, *oneDNN*)
 if platform.machine() in ("x86_64", "AMD64"):
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
