@@ -21,11 +21,18 @@ LINES = (
         "leaves (`plant_village_14`), T's own network as S, longer training",
         "plant_64",
         "bicubic_72",
-        "",
+        "bicubic_kd_72_cl",
         "thumbnet_72_cl",
         "",
     ),
-    ("leaves, S on larger maps, longer training", "plant_32", "", "", "narrow_thumbnet_200_cl", ""),
+    (
+        "leaves, S on larger maps, longer training",
+        "plant_32",
+        "",
+        "narrow_bicubic_kd_200_cl",
+        "narrow_thumbnet_200_cl",
+        "",
+    ),
 )
 
 
