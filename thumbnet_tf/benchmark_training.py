@@ -7,6 +7,7 @@ take turns. What each case does is told in `ABOUT`.
 import dataclasses
 import functools
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -198,7 +199,8 @@ def _in_bfloat16(
 def _has_bfloat16() -> bool:
     slowdown = timing.slowdown("bfloat16")
     if slowdown > timing.SLOW:
-        _log.warning("bfloat16 is %.0f times slower than float32 on this machine; its cases are left out", slowdown)
+        found = "can't be computed" if math.isinf(slowdown) else f"is {slowdown:.0f} times slower than float32"
+        _log.warning("bfloat16 %s on this machine; its cases are left out", found)
     return slowdown <= timing.SLOW
 
 

@@ -92,6 +92,8 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
     job = distribution.start(cfg)
     lock = run.lock() if job.is_chief else contextlib.nullcontext()
     with lock, graph.precision(cfg.mixed_precision), job.watched(lambda: "between two methods"):
+        if job.is_chief and not all(map(run.is_done, (ORIGINAL, *students))):
+            _check_precision(cfg)  # before anything is computed in it
         makes_teacher = job.is_chief and not run.is_done(ORIGINAL)  # trains it, or takes the one given
         given = teachers.load(cfg) if makes_teacher and not cfg.trains_teacher else None
         if given is not None or cfg.trains_teacher:
@@ -121,7 +123,7 @@ def _train(cfg: Config, ratios: Sequence[int]) -> RunDir:
                 distribution.await_shared(run.path / "data.json", job)
                 run.check_data(dataset.facts())
             if job.is_chief and not all(map(run.is_done, (ORIGINAL, *students))):
-                _check_precision(cfg)
+                _warn_of_slow_precision(cfg)
             for method in (ORIGINAL, *students):
                 if job.from_chief(run.is_done(method)):
                     if job.is_chief:  # left there by a start that was killed just before it deleted them
@@ -170,15 +172,19 @@ def _claim(run: RunDir, cfg: Config, job: distribution.Job) -> None:
 
 
 def _check_precision(cfg: Config) -> None:
-    """Says so where the machine computes in `--mixed_precision` more slowly than in float32, or not at all."""
+    mixed = cfg.mixed_precision.removeprefix("mixed_")
+    if mixed != "float32" and math.isinf(timing.slowdown(mixed)):
+        raise UserError(
+            "--mixed_precision must be what TensorFlow can compute convolutions in on this machine; unset "
+            f"ONEDNN_MAX_CPU_ISA if it is set, or give float32. Received: {cfg.mixed_precision}"
+        )
+
+
+def _warn_of_slow_precision(cfg: Config) -> None:
+    """Says so where the machine computes in `--mixed_precision` more slowly than in float32."""
     if cfg.mixed_precision == "float32":
         return
     slowdown = timing.slowdown(cfg.mixed_precision.removeprefix("mixed_"))
-    if math.isinf(slowdown):
-        raise UserError(
-            "--mixed_precision must be what TensorFlow can compute convolutions in on this machine; give float32, or "
-            f"unset ONEDNN_MAX_CPU_ISA if it is set. Received: {cfg.mixed_precision}"
-        )
     if slowdown > timing.SLOW:
         _log.warning(
             "--mixed_precision=%s: a convolution and its gradients take %.0f times as long as in float32 on this "
